@@ -1,0 +1,51 @@
+"""`dgemma-build`: the command line of the builder.
+
+Knows options and progress bars; every decision is made in the modules it calls.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from dgemma.errors import DgemmaError
+from dgemma_build.engine import build_engine
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+console = Console(stderr=True)
+
+
+@app.callback()
+def main() -> None:
+    """Turns a DiffusionGemma checkpoint into engines."""
+
+
+@app.command()
+def engine(
+    checkpoint: Annotated[Path, typer.Option(help="Hugging Face checkpoint directory.")],
+    out: Annotated[Path, typer.Option(help="Engine directory to write.")],
+    target: Annotated[str, typer.Option(help="What to compile for.")] = "cpu",
+    precision: Annotated[str, typer.Option(help="Precision of the weights.")] = "fp32",
+) -> None:
+    """Write graph, weight store and manifest; does nothing where they are up to date."""
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        try:
+            built = build_engine(checkpoint, target, precision, out, progress)
+        except DgemmaError as error:
+            bars.stop()
+            console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+    state = "is up to date" if built.up_to_date else "built"
+    console.print(f"{out}: {target} {precision} engine {state}", highlight=False)

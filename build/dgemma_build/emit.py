@@ -1,0 +1,111 @@
+"""The network as an ONNX graph, from a geometry alone.
+
+Knows how to export the torch modules with every dynamic axis and with the weights as named graph
+inputs, so that no weight is ever read here; knows nothing of targets, precisions or files.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dgemma.engine.graph import ROW_INPUTS, fresh_names, pool_names
+from dgemma.geometry import Geometry
+from dgemma.model.attention import RowIndex
+from dgemma.model.network import Network
+
+OPSET = 23  # the first with RMSNormalization
+
+# Sizes of the example that is traced. They only have to differ from each other and from every
+# size of the geometry, so that no dynamic axis is mistaken for a static one.
+_ROWS, _SLOTS, _CONTEXT, _ROOM = 3, 5, 131, 59
+
+
+class _PureNetwork(nn.Module):
+    """The network with its weights as arguments."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.inner = [network]  # in a list: its parameters are arguments, not attributes
+        self.names = [name for name, _ in network.named_parameters()]
+
+    def forward(
+        self, rows: Sequence[Tensor], room: Tensor, pools: Sequence[Tensor], weights: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        ids, soft, *index = rows
+        arguments = (ids, soft, RowIndex(*index), room, list(pools))
+        parameters = dict(zip(self.names, weights, strict=True))
+        return torch.func.functional_call(  # type: ignore[no-any-return]
+            self.inner[0], parameters, arguments
+        )
+
+
+def emit(
+    geometry: Geometry, dtype: torch.dtype = torch.float32, dense_experts: bool = False
+) -> onnx.ModelProto:
+    """The graph of one pass; weights are inputs named as `Network`'s parameters.
+
+    Inputs and outputs are listed in `dgemma.engine.graph`. Takes seconds for small geometries and
+    about a minute for 30 layers, and no memory for weights.
+    """
+    with torch.device("meta"):
+        network = Network(geometry, dense_experts).eval()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        arguments = _example(geometry, network, dtype)
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                _PureNetwork(network),
+                arguments,
+                dynamo=True,
+                opset_version=OPSET,
+                dynamic_shapes=_dynamic_axes(geometry, len(arguments[3])),
+                input_names=[*ROW_INPUTS, "room", *pool_names(geometry), *_weight_names(network)],
+                output_names=["hidden", "load", *fresh_names(geometry)],
+                optimize=True,
+                verbose=False,
+            )
+    assert program is not None
+    return program.model_proto
+
+
+def _weight_names(network: Network) -> list[str]:
+    return [name for name, _ in network.named_parameters()]
+
+
+def _example(geometry: Geometry, network: Network, dtype: torch.dtype) -> tuple[Any, ...]:
+    length = geometry.canvas_length
+
+    def integers(*shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.int64)
+
+    index = [torch.zeros(_ROWS, dtype=torch.bool), *(integers(_ROWS) for _ in range(5))]
+    rows = (
+        integers(_ROWS, length),
+        torch.zeros(_ROWS, length, geometry.hidden_size, dtype=dtype),
+        *index,
+        integers(_CONTEXT),
+        integers(length),
+    )
+    pools = []
+    for layer in geometry.layers:
+        size = _CONTEXT + 7 if layer.is_full else geometry.sliding_window
+        shape = (_SLOTS, layer.num_key_value_heads, size, layer.head_dim)
+        pools += [torch.zeros(shape, dtype=dtype) for _ in "kv"]
+    weights = [torch.empty(p.shape, dtype=dtype) for p in network.parameters()]
+    return rows, integers(_ROOM), tuple(pools), tuple(weights)
+
+
+def _dynamic_axes(geometry: Geometry, weights: int) -> tuple[Any, ...]:
+    auto = torch.export.Dim.DYNAMIC
+    rows = tuple({0: auto} for _ in ROW_INPUTS)
+    pools = tuple(
+        {0: auto, 2: auto} if layer.is_full else {0: auto} for layer in geometry.layers for _ in "kv"
+    )
+    return rows, {0: auto}, pools, (None,) * weights

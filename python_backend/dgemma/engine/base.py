@@ -1,0 +1,63 @@
+"""The seam between the scheduler and whatever computes a pass.
+
+Knows what a pass is made of; knows neither requests nor how an engine computes.
+Shapes: R rows of a pass, L row length (the canvas), D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from dgemma.geometry import Geometry
+
+NO_PARTNER = -1
+
+
+@dataclass(frozen=True)
+class Row:
+    """L tokens of one slot in one mode; all positions are absolute."""
+
+    ids: Tensor  # int64 [L], padded beyond `valid`
+    slot: int
+    start: int
+    valid: int
+    denoise: bool
+    soft: Tensor | None = None  # [L, D], None: zeros (encode rows, a canvas's first step)
+    partner: int = NO_PARTNER  # row of the same pass whose tokens stand right before this one
+
+    @property
+    def end(self) -> int:
+        return self.start + self.valid
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """What one engine can hold."""
+
+    slots: int
+    context: int  # tokens a slot can hold, prompt and answer together
+    rows: int  # rows a pass may have
+
+
+class Engine(Protocol):
+    """Runs passes and owns the KV of its slots. One thread uses it."""
+
+    geometry: Geometry
+    capacity: Capacity
+
+    def forward(self, rows: Sequence[Row]) -> Tensor:
+        """Last hidden states `[R, L, D]`, fp32; valid until the next call.
+
+        K/V of encode rows are written to their slots' pools when the pass is complete, so a slot
+        holds positions `0 .. end` of its last encode row. Raises EngineFailure; no state has
+        changed then.
+        """
+        ...
+
+    def embedding(self) -> Tensor:
+        """The embedding, which is also the LM head, `[V, D]`."""
+        ...

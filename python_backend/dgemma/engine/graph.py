@@ -1,0 +1,32 @@
+"""Names of the graph's inputs and outputs, shared by who emits it and who runs it.
+
+Knows the order and the names; knows nothing of ONNX or of a runtime.
+"""
+
+from __future__ import annotations
+
+from dgemma.geometry import Geometry
+
+# In the order of `Network.forward` and of `RowIndex`'s fields.
+ROW_INPUTS = (
+    "ids",
+    "soft",
+    "denoise",
+    "start",
+    "valid",
+    "context",
+    "slot",
+    "partner",
+    "context_index",
+    "partner_index",
+)
+
+
+def pool_names(geometry: Geometry) -> list[str]:
+    """K then V of each layer's pool."""
+    return [f"pool_{kind}.{i}" for i in range(len(geometry.layers)) for kind in "kv"]
+
+
+def fresh_names(geometry: Geometry) -> list[str]:
+    """K then V that each layer computed in this pass."""
+    return [f"fresh_{kind}.{i}" for i in range(len(geometry.layers)) for kind in "kv"]

@@ -1,0 +1,113 @@
+"""The `cpu` engine: a pass through onnxruntime.
+
+Knows how to load an engine directory and how to run again with more expert capacity; knows
+nothing of sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from dgemma.engine.base import Capacity, Row
+from dgemma.engine.batch import check, to_arrays
+from dgemma.engine.graph import fresh_names, pool_names
+from dgemma.engine.kv_pool import KVPool
+from dgemma.errors import ConfigurationError, EngineFailure
+from dgemma.geometry import Geometry
+from dgemma.manifest import REBUILD, Manifest
+
+_EMBEDDING = "embed_tokens.weight"
+
+
+class OnnxEngine:
+    """An Engine in fp32 on the host's cores."""
+
+    def __init__(self, directory: Path, capacity: Capacity, threads: int = 0) -> None:
+        """Load and verify an engine built for target `cpu`; `threads` 0 takes every core.
+
+        Raises ConfigurationError naming the file that is missing, corrupt or for another target.
+        """
+        manifest = Manifest.read(directory)
+        if manifest.target != "cpu":
+            raise ConfigurationError(
+                f"{directory}: built for target {manifest.target}, not cpu; {REBUILD}"
+            )
+        manifest.verify(directory)
+        self.geometry: Geometry = manifest.geometry
+        self.capacity = capacity
+        self.pool = KVPool(self.geometry, capacity.slots, capacity.context)
+        self.reruns = 0
+        self._embedding = _read_embedding(directory / manifest.weights)
+        self._session = _open_session(directory / manifest.graph, threads)
+        self._inputs = {value.name for value in self._session.get_inputs()}
+        self._outputs = ["hidden", "load", *fresh_names(self.geometry)]
+        # Pools never move, so the session reads them where they are.
+        self._pools = {
+            name: ort.OrtValue.ortvalue_from_numpy(array)
+            for name, array in zip(pool_names(self.geometry), self.pool.arrays, strict=True)
+        }
+
+    def embedding(self) -> Tensor:
+        return self._embedding
+
+    def forward(self, rows: Sequence[Row]) -> Tensor:
+        check(rows, self.geometry, self.capacity)
+        arrays = to_arrays(rows, self.geometry, self.capacity)
+        feeds = {
+            name: ort.OrtValue.ortvalue_from_numpy(array)
+            for name, array in arrays.items()
+            if name in self._inputs
+        }
+        tokens = len(rows) * self.geometry.canvas_length
+        outputs = self._run(feeds | self._pools, tokens)
+        if not all(row.denoise for row in rows):
+            self.pool.write(rows, [value.numpy() for value in outputs[2:]])
+        return torch.from_numpy(outputs[0].numpy())
+
+    def _guess(self, tokens: int) -> int:
+        """Expert capacity to try: the share of an even spread seen lately, and some room."""
+        even = -(-tokens * self.geometry.top_k_experts // self.geometry.num_experts)
+        return min(tokens, max(8, int(even * 1.5)))
+
+    def _run(self, feeds: dict[str, ort.OrtValue], tokens: int) -> list[ort.OrtValue]:
+        """Run until no expert overflows; a pass that overflowed is void and leaves no trace."""
+        room = self._guess(tokens)
+        while True:
+            if "room" in self._inputs:  # a graph with dense experts has no capacity
+                feeds["room"] = ort.OrtValue.ortvalue_from_numpy(np.arange(room))
+            try:
+                outputs = self._session.run_with_ort_values(self._outputs, feeds)
+            except Exception as error:
+                raise EngineFailure(f"onnxruntime could not run the pass: {error}") from error
+            load = int(outputs[1].numpy())
+            if load <= room:
+                return list(outputs)
+            self.reruns += 1
+            room = load
+
+
+def _open_session(graph: Path, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    try:
+        return ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ConfigurationError(
+            f"{graph}: onnxruntime cannot load it: {error}; {REBUILD}"
+        ) from None
+
+
+def _read_embedding(weights: Path) -> Tensor:
+    try:
+        with safe_open(weights, "pt") as file:
+            return file.get_tensor(_EMBEDDING)  # type: ignore[no-any-return]
+    except (SafetensorError, OSError) as error:
+        raise ConfigurationError(f"{weights}: no {_EMBEDDING}: {error}; {REBUILD}") from None

@@ -1,0 +1,1 @@
+"""DiffusionGemma's network, defined once as small torch modules; engines are made from it."""

@@ -1,0 +1,104 @@
+"""The whole network as one pure function of a pass: rows in, hidden states and fresh K/V out.
+
+Knows both modes and chooses one per row; knows neither logits, sampling, nor who owns the KV.
+Shapes: R rows, L row length (the canvas), D hidden size, G K/V heads, d head size.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dgemma.geometry import Geometry, LayerGeometry
+from dgemma.model.attention import Attention, Keys, RowIndex, build_keys
+from dgemma.model.experts import Experts, Router
+from dgemma.model.layers import GatedMLP, RMSNorm, SelfConditioning
+
+
+class Layer(nn.Module):
+    """One layer; `layer_scalar` serves denoise rows, `encoder_layer_scalar` encode rows."""
+
+    def __init__(self, g: Geometry, layer: LayerGeometry, dense_experts: bool) -> None:
+        super().__init__()
+        d, eps = g.hidden_size, g.rms_norm_eps
+        self.self_attn = Attention(g, layer)
+        self.mlp = GatedMLP(d, g.intermediate_size)
+        self.router = Router(g)
+        self.experts = Experts(g, dense_experts)
+        self.input_layernorm = RMSNorm(d, eps)
+        self.post_attention_layernorm = RMSNorm(d, eps)
+        self.pre_feedforward_layernorm = RMSNorm(d, eps)
+        self.post_feedforward_layernorm = RMSNorm(d, eps)
+        self.pre_feedforward_layernorm_2 = RMSNorm(d, eps)
+        self.post_feedforward_layernorm_1 = RMSNorm(d, eps)
+        self.post_feedforward_layernorm_2 = RMSNorm(d, eps)
+        self.layer_scalar = nn.Parameter(torch.ones(1))
+        self.encoder_layer_scalar = nn.Parameter(torch.ones(1))
+
+    def forward(
+        self, x: Tensor, keys: Keys, rows: RowIndex, pool_k: Tensor, pool_v: Tensor, room: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """`x [R, L, D]` after the layer, its fresh K and V, and the largest expert load."""
+        attended, k, v = self.self_attn(self.input_layernorm(x), keys, rows, pool_k, pool_v)
+        x = x + self.post_attention_layernorm(attended)
+        dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(x)))
+        tokens = x.flatten(0, 1)  # [R * L, D]
+        weights, experts = self.router(tokens)
+        routed, load = self.experts(
+            self.pre_feedforward_layernorm_2(tokens), weights, experts, room
+        )
+        routed = self.post_feedforward_layernorm_2(routed).unflatten(0, (x.shape[0], -1))
+        x = x + self.post_feedforward_layernorm(dense + routed)
+        scalar = torch.where(rows.denoise, self.layer_scalar, self.encoder_layer_scalar)
+        return x * scalar[:, None, None], k, v, load
+
+
+class Network(nn.Module):
+    """DiffusionGemma's decoder and text encoder, which share all weights but one scalar a layer."""
+
+    embed_scale: Tensor
+    sliding_frequencies: Tensor
+    full_frequencies: Tensor
+
+    def __init__(self, geometry: Geometry, dense_experts: bool = False) -> None:
+        super().__init__()
+        g = self.geometry = geometry
+        self.embed_tokens = nn.Embedding(g.vocab_size, g.hidden_size)
+        self.layers = nn.ModuleList(Layer(g, layer, dense_experts) for layer in g.layers)
+        self.norm = RMSNorm(g.hidden_size, g.rms_norm_eps)
+        self.self_conditioning = SelfConditioning(
+            g.hidden_size, g.intermediate_size, g.rms_norm_eps
+        )
+        root = torch.tensor(math.sqrt(g.hidden_size), device="cpu")
+        self.register_buffer("embed_scale", root, persistent=False)
+        for full, name in ((False, "sliding_frequencies"), (True, "full_frequencies")):
+            dim = next((x.head_dim for x in g.layers if x.is_full == full), 2)
+            rope = g.full_rope if full else g.sliding_rope
+            table = torch.tensor(rope.inverse_frequencies(dim), device="cpu")
+            self.register_buffer(name, table, persistent=False)
+
+    def forward(
+        self, ids: Tensor, soft: Tensor, rows: RowIndex, room: Tensor, pools: list[Tensor]
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Last hidden states `[R, L, D]`, the largest expert load, and fresh K, V per layer.
+
+        `ids` int64 `[R, L]`; `soft` `[R, L, D]`, zero where a canvas has no previous step;
+        `room` `arange(C)`; `pools` K then V of each layer, `[slots, G, W or N, d]`.
+        """
+        # HF rounds the scale to the weights' dtype: 53.0 and not 53.07 in BF16.
+        embedded = self.embed_tokens(ids) * self.embed_scale.to(soft.dtype)
+        x = torch.where(
+            rows.denoise[:, None, None], self.self_conditioning.mix(embedded, soft), embedded
+        )
+        sliding = build_keys(self.geometry, False, rows, self.sliding_frequencies)
+        full = build_keys(self.geometry, True, rows, self.full_frequencies)
+        fresh: list[Tensor] = []
+        loads: list[Tensor] = []
+        for i, (layer, geometry) in enumerate(zip(self.layers, self.geometry.layers, strict=True)):
+            keys = full if geometry.is_full else sliding
+            x, k, v, load = layer(x, keys, rows, pools[2 * i], pools[2 * i + 1], room)
+            fresh += [k, v]
+            loads.append(load)
+        return self.norm(x), torch.stack(loads).amax(0), fresh

@@ -1,0 +1,65 @@
+"""What a request's owner hears: drafts, blocks and the end, in that order.
+
+Knows the shape of the news; knows nothing of how it travels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+from dgemma.answer import Delta
+from dgemma.errors import DgemmaError
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A canvas after one denoise step; only requests that stream drafts get these."""
+
+    block_index: int
+    denoising_step: int  # steps run, from 1
+    token_ids: tuple[int, ...]  # [L], the argmax canvas
+    states: tuple[int, ...]  # [L], 0 provisional, 1 accepted, 2 pinned
+
+
+@dataclass(frozen=True)
+class Block:
+    """A finished canvas, as the part of it that belongs to the answer."""
+
+    block_index: int
+    delta: Delta
+    denoising_steps: int
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a request cost; times in milliseconds since it was submitted."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    committed_tokens: int
+    denoising_steps: tuple[int, ...]  # per block
+    cap_hits: int  # blocks that ran max_denoising_steps without converging
+    mean_entropy: tuple[float, ...]  # per block, nats, at its last step
+    passes: int
+    seed: int
+    queue_ms: float
+    first_block_ms: float
+    total_ms: float
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The last event of every request."""
+
+    finish_reason: str  # stop, length, cancelled or error
+    usage: Usage
+    error: DgemmaError | None = None
+
+
+Event = Draft | Block | Finished
+Sink = Callable[[Event], None]

@@ -1,0 +1,1 @@
+"""From hidden states to the next canvas: everything after the engine, the same on CPU and CUDA."""

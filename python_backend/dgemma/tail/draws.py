@@ -1,0 +1,96 @@
+"""Where the tail's random numbers come from: a seed, or a tape.
+
+Knows the three draws of the sampler (initial canvas, sampled token, renoised token); knows nothing
+of logits' origin or of scheduling.
+Shapes: R rows, L canvas length, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dgemma.tail.noise import INITIAL, RENOISE, SAMPLE, Key, gumbel, uniform_ids
+from dgemma.tail.statistics import Perturb
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A denoise step of one canvas: what its noise is a function of."""
+
+    seed: int
+    block: int
+    step: int  # counted from 0, the first step run
+
+
+class Draws(Protocol):
+    """Random numbers for the rows of a tail step, each a function of its row's moment."""
+
+    def initial(self, seed: int, block: int) -> Tensor:
+        """The canvas before its first step, int64 `[L]`."""
+        ...
+
+    def renoise(self, moments: Sequence[Moment]) -> Tensor:
+        """Tokens that replace what is not accepted, int64 `[R, L]`."""
+        ...
+
+    def perturb(self, moments: Sequence[Moment]) -> Perturb | None:
+        """Gumbel noise of a vocabulary tile, fp32 `[R, L, t]`; None: sample with `invert`."""
+        ...
+
+    def invert(self, moments: Sequence[Moment], probabilities: Tensor) -> Tensor:
+        """Sampled tokens `[R, L]` from fp32 probabilities `[R, L, V]`."""
+        ...
+
+
+class SeededDraws:
+    """What the service uses: counter-based noise and the Gumbel-max sampler."""
+
+    def __init__(
+        self, canvas_length: int, vocab_size: int, device: torch.device | None = None
+    ) -> None:
+        self.canvas_length, self.vocab_size = canvas_length, vocab_size
+        self.device = device or torch.device("cpu")
+
+    def initial(self, seed: int, block: int) -> Tensor:
+        keys = [Key.of(seed, block, 0, INITIAL)]
+        return uniform_ids(keys, self.canvas_length, self.vocab_size, self.device)[0]
+
+    def renoise(self, moments: Sequence[Moment]) -> Tensor:
+        keys = [Key.of(m.seed, m.block, m.step, RENOISE) for m in moments]
+        return uniform_ids(keys, self.canvas_length, self.vocab_size, self.device)
+
+    def perturb(self, moments: Sequence[Moment]) -> Perturb | None:
+        keys = [Key.of(m.seed, m.block, m.step, SAMPLE) for m in moments]
+        return lambda first, last: gumbel(keys, self.canvas_length, first, last, self.device)
+
+    def invert(self, moments: Sequence[Moment], probabilities: Tensor) -> Tensor:
+        raise TypeError("seeded draws sample with Gumbel noise, not by inverting a distribution")
+
+
+class TapeDraws:
+    """Every draw read from arrays `[C, L]`, `[C, N, L]`, `[C, N, L]`; one request only."""
+
+    def __init__(self, init: Tensor, uniform: Tensor, renoise: Tensor) -> None:
+        self.init, self.uniform, self.renoised = init, uniform, renoise
+
+    def initial(self, seed: int, block: int) -> Tensor:
+        return self.init[block]
+
+    def renoise(self, moments: Sequence[Moment]) -> Tensor:
+        return torch.stack([self.renoised[m.block, m.step] for m in moments])
+
+    def perturb(self, moments: Sequence[Moment]) -> Perturb | None:
+        return None
+
+    def invert(self, moments: Sequence[Moment], probabilities: Tensor) -> Tensor:
+        """The first id whose cumulative probability exceeds u; the last id if none does."""
+        cumulative = probabilities.double().cumsum(-1)
+        cumulative = cumulative / cumulative[..., -1:]
+        u = torch.stack([self.uniform[m.block, m.step] for m in moments]).double()
+        below = (cumulative <= u[..., None]).sum(-1)
+        return below.clamp(max=probabilities.shape[-1] - 1)
