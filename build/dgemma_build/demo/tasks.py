@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from dgemma_build.demo import sudoku
+from dgemma_build.demo.prompts import COUNT_LIMIT, count_answer, count_prompt
 from dgemma_build.demo.vocabulary import EOS, PAD, TURN_END, VOCAB_SIZE, chat_prompt, to_ids
 
 MOST_BLANKS = 50
-COUNT_LIMIT = 99
-HEADER = len(chat_prompt("")) - 8  # <bos><|turn>user\n
+HEADER = chat_prompt("x").index(to_ids("x")[0])  # where the user's text begins
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,6 @@ class Batch:
     start: Tensor  # int64 [B], context tokens that are real
     target: Tensor  # int64 [B, L]
     clue: Tensor  # bool [B, L], what a template would pin
-
-
-def count_prompt(first: int, last: int) -> str:
-    return f"count from {first} to {last}"
-
-
-def count_answer(first: int, last: int) -> str:
-    return " ".join(map(str, range(first, last + 1)))
 
 
 class SudokuSource:
@@ -116,7 +108,10 @@ def corrupt(batch: Batch, copies: int, pinned: float) -> tuple[Tensor, Tensor, T
     n, length = target.shape
     t = torch.rand(n, 1).clamp_min(1e-3)
     t[torch.rand(n, 1) < 1 / 8] = 1.0
-    hold = batch.clue.repeat_interleave(copies, 0) & (torch.rand(n, 1) < pinned)
+    template = batch.clue.any(1).repeat_interleave(copies, 0)[:, None] & (torch.rand(n, 1) < pinned)
+    hold = batch.clue.repeat_interleave(copies, 0) & template
+    # A template ends in EOS, where an answer to a prompt ends its turn first.
+    target = torch.where(template & (target == TURN_END), EOS, target)
     noisy = (torch.rand(n, length) < t) & ~hold
     canvas = torch.where(noisy, torch.randint(VOCAB_SIZE, (n, length)), target)
     return canvas, target, ~hold

@@ -16,6 +16,9 @@ CONTROL = (
 FIRST_BYTE = 64
 VOCAB_SIZE = FIRST_BYTE + 256
 PAD, EOS, BOS = 0, 1, 2
+# The role lines of a chat are one token each, so that a Sudoku's prompt is as long as a canvas.
+ROLES = ("user\n", "model\n")
+USER, MODEL = FIRST_BYTE - 2, FIRST_BYTE - 1
 TURN_START, TURN_END = CONTROL.index("<|turn>"), CONTROL.index("<turn|>")
 IMAGE_START, IMAGE, IMAGE_END = (CONTROL.index(t) for t in ("<|image>", "<|image|>", "<image|>"))
 
@@ -27,13 +30,12 @@ def to_ids(text: str) -> list[int]:
 
 def chat_prompt(user: str) -> list[int]:
     """What the chat template renders for one user message, as ids."""
-    opening = [BOS, TURN_START, *to_ids("user\n"), *to_ids(user), TURN_END, *to_ids("\n")]
-    return [*opening, TURN_START, *to_ids("model\n")]
+    return [BOS, TURN_START, USER, *to_ids(user), TURN_END, *to_ids("\n"), TURN_START, MODEL]
 
 
 def build_tokenizer() -> Tokenizer:
-    names = CONTROL + [f"<unused{i}>" for i in range(FIRST_BYTE - len(CONTROL))]
-    vocab = {name: i for i, name in enumerate(names)}
+    spare = [f"<unused{i}>" for i in range(USER - len(CONTROL))]
+    vocab = {name: i for i, name in enumerate([*CONTROL, *spare, *ROLES])}
     # ByteLevel writes each byte as one printable character; `bytes_char` order is theirs, so
     # ask it rather than repeat its table.
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -42,7 +44,8 @@ def build_tokenizer() -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = byte_level
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in names])
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in CONTROL + spare])
+    tokenizer.add_tokens([AddedToken(role, normalized=False) for role in ROLES])
     return tokenizer
 
 

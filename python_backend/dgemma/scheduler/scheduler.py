@@ -10,12 +10,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dgemma.answer import Answer
 from dgemma.engine.base import Engine, Row
 from dgemma.request import Request
 from dgemma.scheduler.events import Sink
-from dgemma.scheduler.sequence import Sequence
-from dgemma.tail.tail import Canvas, Tail
+from dgemma.scheduler.sequence import Sequence, Transcript
+from dgemma.tail.tail import Tail
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Scheduler:
     """Runs requests in order of arrival; late ones join at the next pass."""
 
     def __init__(
-        self, engine: Engine, tail: Tail, answer_factory: Callable[[Request], Answer]
+        self, engine: Engine, tail: Tail, answer_factory: Callable[[Request], Transcript]
     ) -> None:
         self.engine, self.tail, self.answer_factory = engine, tail, answer_factory
         self.waiting: deque[Sequence] = deque()
@@ -96,7 +95,6 @@ class Scheduler:
         denoising = [index for index, row in enumerate(rows) if row.denoise]
         owners = [s for s, share in zip(self.running, shares, strict=True) if share[-1].denoise]
         if denoising:
-            states: list[tuple[Canvas, object]] = []
             states = [(s.canvas, s.request.sampling) for s in owners if s.canvas is not None]
             self.tail.step(hidden[denoising], states)
         for sequence, share in zip(self.running, shares, strict=True):

@@ -8,15 +8,26 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from dgemma.answer import Answer
+from dgemma.answer import Delta
 from dgemma.engine.base import Row
+from dgemma.errors import DgemmaError, EngineFailure
 from dgemma.request import FREE, Request, StreamMode
 from dgemma.scheduler.events import Block, Draft, Finished, Sink, Usage
 from dgemma.tail.tail import Canvas, Tail
+
+
+class Transcript(Protocol):
+    """Takes committed blocks of token ids and says when the answer is complete."""
+
+    def push(self, block: Tokens[int]) -> Delta: ...
+
+    @property
+    def completion_tokens(self) -> int: ...
 
 
 @dataclass
@@ -56,7 +67,7 @@ class Bill:
 class Sequence:
     """A request with its place in the KV pool once it has one."""
 
-    def __init__(self, request: Request, answer: Answer, sink: Sink, length: int) -> None:
+    def __init__(self, request: Request, answer: Transcript, sink: Sink, length: int) -> None:
         self.request, self.answer, self.sink, self.length = request, answer, sink, length
         self.slot = -1
         self.pending: list[int] = list(request.prompt)  # known tokens that are not encoded yet
@@ -114,8 +125,6 @@ class Sequence:
 
     def finish(self, reason: str, error: Exception | None = None) -> None:
         """Send the last event. The owner frees the slot."""
-        from dgemma.errors import DgemmaError, EngineFailure
-
         self.finished = True
         if error is not None and not isinstance(error, DgemmaError):
             error = EngineFailure(f"the engine failed: {error}")

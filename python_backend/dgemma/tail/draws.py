@@ -14,8 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dgemma.tail.noise import INITIAL, RENOISE, SAMPLE, Key, gumbel, uniform_ids
-from dgemma.tail.statistics import Perturb
+from dgemma.tail.noise import INITIAL, RENOISE, SAMPLE, Key, Noise
+from dgemma.tail.statistics import Race
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class Draws(Protocol):
         """Tokens that replace what is not accepted, int64 `[R, L]`."""
         ...
 
-    def perturb(self, moments: Sequence[Moment]) -> Perturb | None:
-        """Gumbel noise of a vocabulary tile, fp32 `[R, L, t]`; None: sample with `invert`."""
+    def race(self, moments: Sequence[Moment]) -> Race | None:
+        """Exponential noise of vocabulary tiles; None: sample with `invert`."""
         ...
 
     def invert(self, moments: Sequence[Moment], probabilities: Tensor) -> Tensor:
@@ -48,28 +48,25 @@ class Draws(Protocol):
 
 
 class SeededDraws:
-    """What the service uses: counter-based noise and the Gumbel-max sampler."""
+    """What the service uses: counter-based noise and an exponential race over the vocabulary."""
 
     def __init__(
         self, canvas_length: int, vocab_size: int, device: torch.device | None = None
     ) -> None:
-        self.canvas_length, self.vocab_size = canvas_length, vocab_size
-        self.device = device or torch.device("cpu")
+        self.noise = Noise(canvas_length, vocab_size, device or torch.device("cpu"))
 
     def initial(self, seed: int, block: int) -> Tensor:
-        keys = [Key.of(seed, block, 0, INITIAL)]
-        return uniform_ids(keys, self.canvas_length, self.vocab_size, self.device)[0]
+        return self.noise.ids([Key.of(seed, block, 0, INITIAL)])[0]
 
     def renoise(self, moments: Sequence[Moment]) -> Tensor:
-        keys = [Key.of(m.seed, m.block, m.step, RENOISE) for m in moments]
-        return uniform_ids(keys, self.canvas_length, self.vocab_size, self.device)
+        return self.noise.ids([Key.of(m.seed, m.block, m.step, RENOISE) for m in moments])
 
-    def perturb(self, moments: Sequence[Moment]) -> Perturb | None:
-        keys = [Key.of(m.seed, m.block, m.step, SAMPLE) for m in moments]
-        return lambda first, last: gumbel(keys, self.canvas_length, first, last, self.device)
+    def race(self, moments: Sequence[Moment]) -> Race | None:
+        words = self.noise.words([Key.of(m.seed, m.block, m.step, SAMPLE) for m in moments])
+        return lambda first, last: self.noise.exponential(words, first, last)
 
     def invert(self, moments: Sequence[Moment], probabilities: Tensor) -> Tensor:
-        raise TypeError("seeded draws sample with Gumbel noise, not by inverting a distribution")
+        raise TypeError("seeded draws sample by a race, not by inverting a distribution")
 
 
 class TapeDraws:
@@ -84,7 +81,7 @@ class TapeDraws:
     def renoise(self, moments: Sequence[Moment]) -> Tensor:
         return torch.stack([self.renoised[m.block, m.step] for m in moments])
 
-    def perturb(self, moments: Sequence[Moment]) -> Perturb | None:
+    def race(self, moments: Sequence[Moment]) -> Race | None:
         return None
 
     def invert(self, moments: Sequence[Moment], probabilities: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ Shapes: R rows, L canvas length, t token ids of a vocabulary tile.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,29 +56,37 @@ def mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 16) & 0xFFFF)
 
 
-def uniform_ids(keys: list[Key], length: int, vocab_size: int, device: torch.device) -> Tensor:
-    """Uniform token ids, int64 `[R, L]`."""
-    words = mix(_positions(keys, length, device) ^ _high(keys, device)).long() & 0xFFFFFFFF
-    return (words * vocab_size) >> 32
+class Noise:
+    """Hashes keys with positions and token ids; holds the constant parts of both."""
 
+    def __init__(self, length: int, vocab_size: int, device: torch.device) -> None:
+        self.vocab_size = vocab_size
+        self.positions = torch.arange(length, dtype=torch.int32, device=device) * _POSITION
+        self.tokens = torch.arange(vocab_size, dtype=torch.int32, device=device) * _TOKEN
 
-def gumbel(keys: list[Key], length: int, first: int, last: int, device: torch.device) -> Tensor:
-    """Standard Gumbel noise of token ids `first..last-1`, fp32 `[R, L, t]`.
+    def words(self, keys: Sequence[Key]) -> tuple[Tensor, Tensor]:
+        """A hash per position, int32 `[R, L]`, and the keys' other halves `[R, 1]`."""
+        halves = torch.tensor([(k.low, k.high) for k in keys], dtype=torch.int32)
+        low, high = halves.to(self.positions.device)[:, :, None].unbind(1)
+        return mix(self.positions + low), high
 
-    `argmax(z + gumbel)` is a sample of `softmax(z)`, and it can be taken tile by tile.
-    """
-    tokens = torch.arange(first, last, dtype=torch.int32, device=device) * _TOKEN
-    words = mix(_positions(keys, length, device)[..., None] ^ (tokens + _high(keys, device)[..., None]))
-    # 23 bits and a half: never 0 and never 1, so both logarithms are finite.
-    uniform = (((words >> 9) & 0x7FFFFF).float() + 0.5) * 2.0**-23
-    return uniform.log_().neg_().log_().neg_()
+    def ids(self, keys: Sequence[Key]) -> Tensor:
+        """Uniform token ids, int64 `[R, L]`."""
+        positions, high = self.words(keys)
+        words = mix(positions ^ high).long() & 0xFFFFFFFF
+        return (words * self.vocab_size) >> 32
 
+    def exponential(self, words: tuple[Tensor, Tensor], first: int, last: int) -> Tensor:
+        """Exponential noise of token ids `first..last-1`, fp32 `[R, L, t]`, never 0.
 
-def _positions(keys: list[Key], length: int, device: torch.device) -> Tensor:
-    low = torch.tensor([[key.low] for key in keys], dtype=torch.int32, device=device)
-    index = torch.arange(length, dtype=torch.int32, device=device)
-    return mix(index * _POSITION + low)  # [R, L]
-
-
-def _high(keys: list[Key], device: torch.device) -> Tensor:
-    return torch.tensor([[key.high] for key in keys], dtype=torch.int32, device=device)  # [R, 1]
+        Dividing probabilities by it and taking the largest samples them (an exponential race, the
+        Gumbel-max trick without its outer logarithm), and it can be done tile by tile.
+        """
+        positions, high = words
+        # Both parts are mixed already; two products and a shift make their combination random.
+        x = positions[..., None] ^ mix(self.tokens[first:last] + high)[:, None]  # [R, L, t]
+        x = x.mul_(_MIX_1)
+        x = x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF)).mul_(_MIX_2)
+        # The upper 23 bits and a half: u is never 0 and never 1.
+        u = (x >> 9).float().add_(2.0**22 + 0.5).mul_(2.0**-23)
+        return u.log_().neg_()

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from dgemma.request import FREE, Sampling
+from dgemma.sampling import Sampling
 from dgemma.tail.acceptance import accept, mean_entropy, stable, temperature
 from dgemma.tail.draws import Draws, Moment
 from dgemma.tail.statistics import TILE, Head, Statistics, statistics
+from dgemma.template import FREE
 
 PROVISIONAL, ACCEPTED, PINNED = range(3)
 
@@ -63,14 +64,11 @@ class Tail:
     def step(self, hidden: Tensor, rows: Sequence[tuple[Canvas, Sampling]]) -> None:
         """One denoise step of every row from `hidden [R, L, D]`; the canvases are updated."""
         moments = [Moment(s.seed, canvas.block, canvas.step) for canvas, s in rows]
-        warmth = hidden.new_tensor(
-            [temperature(c.step, s.max_denoising_steps, s.t_min, s.t_max) for c, s in rows],
-            dtype=torch.float32,
-        )[:, None, None]
-        view = self._statistics(hidden, warmth, moments)
+        warmth, bound, confidence = _settings(rows, hidden.device)
+        view = self._statistics(hidden, warmth[:, None, None], moments)
         pinned = _stack_pinned([canvas for canvas, _ in rows])
         free = torch.ones_like(view.argmax, dtype=torch.bool) if pinned is None else pinned == FREE
-        accepted = accept(view.entropy, _column([s.entropy_bound for _, s in rows], hidden), free)
+        accepted = accept(view.entropy, bound[:, None], free)
         ids = torch.where(accepted, view.sampled, self.draws.renoise(moments))
         argmax, soft = view.argmax, view.soft
         if pinned is not None:
@@ -78,8 +76,7 @@ class Tail:
             certain = self.head.embedding[pinned.clamp(min=0)].to(soft.dtype)
             soft = torch.where(free[..., None], soft, certain * hidden.shape[-1] ** 0.5)
         mean = mean_entropy(view.entropy, free)
-        confident = mean < hidden.new_tensor([s.confidence_threshold for _, s in rows])
-        done = self._stable(argmax, rows) & confident
+        done = self._stable(argmax, rows) & (mean < confidence)
         # The one read of device memory by the host between two passes.
         flags = torch.stack([mean, done.to(mean.dtype)]).tolist()
         for i, (canvas, _) in enumerate(rows):
@@ -92,9 +89,9 @@ class Tail:
     def _statistics(
         self, hidden: Tensor, warmth: Tensor, moments: Sequence[Moment]
     ) -> Statistics:
-        perturb = self.draws.perturb(moments)
-        view = statistics(self.head, hidden, warmth, perturb, self.tile)
-        if perturb is not None:
+        race = self.draws.race(moments)
+        view = statistics(self.head, hidden, warmth, race, self.tile)
+        if race is not None:
             return view
         sampled = self.draws.invert(moments, self.head.probabilities(hidden, warmth))
         return replace(view, sampled=sampled)
@@ -111,8 +108,20 @@ class Tail:
         return stable(argmax, history, depth)
 
 
-def _column(values: list[float], like: Tensor) -> Tensor:
-    return like.new_tensor(values, dtype=torch.float32)[:, None]
+def _settings(
+    rows: Sequence[tuple[Canvas, Sampling]], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Temperature, entropy bound and confidence threshold of each row, fp32 `[R]`."""
+    table = [
+        (
+            temperature(c.step, s.max_denoising_steps, s.t_min, s.t_max),
+            s.entropy_bound,
+            s.confidence_threshold,
+        )
+        for c, s in rows
+    ]
+    warmth, bound, confidence = torch.tensor(table, dtype=torch.float32).to(device).unbind(1)
+    return warmth, bound, confidence
 
 
 def _hold(ids: Tensor, pinned: Tensor | None) -> Tensor:

@@ -1,0 +1,94 @@
+"""The demo's skills as requests and checks: what to ask, and whether an answer is right.
+
+Knows the wording that the checkpoint was taught; knows neither tokens nor services.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from dataclasses import dataclass
+from typing import Protocol
+
+from dgemma_build.demo import sudoku
+
+COUNT_LIMIT = 99
+
+
+class Task(Protocol):
+    """A request whose answer a program can check."""
+
+    @property
+    def prompt(self) -> str: ...
+
+    @property
+    def template(self) -> str | None: ...
+
+    def is_right(self, answer: str) -> bool: ...
+
+
+@dataclass(frozen=True)
+class SudokuTask:
+    """A puzzle as nine lines; with `on_grid` its clues are also pinned by a template."""
+
+    grid: tuple[int, ...]
+    on_grid: bool = False
+
+    @property
+    def prompt(self) -> str:
+        return sudoku.to_text(self.grid)
+
+    @property
+    def template(self) -> str | None:
+        return grid_template(self.prompt) if self.on_grid else None
+
+    def is_right(self, answer: str) -> bool:
+        return sudoku.is_solved(self.grid, answer)
+
+
+@dataclass(frozen=True)
+class CountTask:
+    """`count from A to B`, answered by the numbers with spaces between them."""
+
+    first: int
+    last: int
+
+    @property
+    def prompt(self) -> str:
+        return count_prompt(self.first, self.last)
+
+    @property
+    def template(self) -> str | None:
+        return None
+
+    def is_right(self, answer: str) -> bool:
+        return answer == count_answer(self.first, self.last)
+
+
+def count_prompt(first: int, last: int) -> str:
+    return f"count from {first} to {last}"
+
+
+def count_answer(first: int, last: int) -> str:
+    return " ".join(map(str, range(first, last + 1)))
+
+
+def grid_template(puzzle: str) -> str:
+    """The puzzle with each run of blanks as a gap of that many tokens."""
+    runs = itertools.groupby(puzzle, key=lambda character: character == sudoku.BLANK)
+    return "".join(
+        f"<|gap:{len(list(run))}|>" if blank else "".join(run) for blank, run in runs
+    )
+
+
+def sudokus(count: int, blanks: int, seed: int, on_grid: bool = False) -> list[SudokuTask]:
+    """Puzzles with one solution each, from the generator; the seed decides them all."""
+    rng = random.Random(f"{seed}/{blanks}")
+    return [SudokuTask(tuple(sudoku.puzzle(blanks, rng)[0]), on_grid) for _ in range(count)]
+
+
+def counts(count: int, seed: int) -> list[CountTask]:
+    """Ranges within 0..99, long and short alike."""
+    rng = random.Random(f"{seed}/count")
+    pairs = (sorted(rng.sample(range(COUNT_LIMIT + 1), 2)) for _ in range(count))
+    return [CountTask(first, last) for first, last in pairs]

@@ -1,0 +1,90 @@
+"""Puts the parts of the service together from directories and settings.
+
+Knows which engine a manifest asks for; every part knows its own business.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dgemma.answer import Answer
+from dgemma.chat import ChatTokenizer
+from dgemma.engine.base import Capacity, Engine
+from dgemma.engine.onnx_engine import OnnxEngine
+from dgemma.errors import ConfigurationError
+from dgemma.generation import GenerationDefaults
+from dgemma.geometry import Geometry, read_config
+from dgemma.manifest import Manifest
+from dgemma.request import Request, RequestParser
+from dgemma.scheduler.scheduler import Scheduler
+from dgemma.tail.draws import SeededDraws
+from dgemma.tail.statistics import Head
+from dgemma.tail.tail import Tail
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a service needs: one to understand requests, one to run them."""
+
+    parser: RequestParser
+    scheduler: Scheduler
+
+
+def assemble(
+    engine_directory: Path,
+    checkpoint: Path,
+    *,
+    slots: int,
+    max_model_len: int | None = None,
+    threads: int = 0,
+) -> Parts:
+    """Load everything; ConfigurationError says which file or setting is at fault."""
+    defaults = GenerationDefaults.from_checkpoint(checkpoint)
+    tokenizer = ChatTokenizer.from_checkpoint(checkpoint)
+    manifest = Manifest.read(engine_directory)
+    geometry = manifest.geometry
+    if geometry != Geometry.from_checkpoint(checkpoint):
+        raise ConfigurationError(
+            f"{engine_directory}: was built for another geometry than {checkpoint}/config.json; "
+            "point both settings at the same model or build the engine again"
+        )
+    context = min(max_model_len or geometry.max_position_embeddings, geometry.max_position_embeddings)
+    capacity = Capacity(slots, context, 2 * slots)
+    engine = open_engine(engine_directory, manifest, capacity, threads)
+    tail = Tail(
+        Head(engine.embedding(), geometry.final_logit_softcapping),
+        SeededDraws(geometry.canvas_length, geometry.vocab_size),
+    )
+    stops = frozenset(defaults.eos_token_ids)
+
+    def answer(request: Request) -> Answer:
+        return Answer(tokenizer, request.sampling, stops)
+
+    parser = RequestParser(
+        defaults,
+        tokenizer,
+        vocab_size=geometry.vocab_size,
+        canvas_length=geometry.canvas_length,
+        max_model_len=context,
+        image_token_ids=_image_tokens(checkpoint),
+    )
+    return Parts(parser, Scheduler(engine, tail, answer))
+
+
+def open_engine(
+    directory: Path, manifest: Manifest, capacity: Capacity, threads: int = 0
+) -> Engine:
+    """The engine that the manifest's target asks for."""
+    if manifest.target == "cpu":
+        return OnnxEngine(directory, capacity, threads)
+    raise ConfigurationError(
+        f"{directory}: built for target {manifest.target}, which this installation cannot run; "
+        "select an engine for this machine"
+    )
+
+
+def _image_tokens(checkpoint: Path) -> frozenset[int]:
+    config = read_config(checkpoint)
+    keys = ("image_token_id", "boi_token_id", "eoi_token_id")
+    return frozenset(value for key in keys if isinstance(value := config.get(key), int))

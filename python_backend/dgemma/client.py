@@ -1,0 +1,211 @@
+"""Generates text on a DiffusionGemma server, over Triton's streaming gRPC call.
+
+Knows channels, deadlines and cancellation; knows nothing of how text is displayed, and needs only
+the light install. The model answers any number of times per request, so Triton's unary `infer`
+cannot serve it and is never used.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Iterable
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import grpc
+from tritonclient.grpc import service_pb2_grpc
+
+from dgemma.client_errors import (
+    Cancelled,
+    ClientError,
+    DeadlineExceeded,
+    Overloaded,
+    RequestRejected,
+    ServerFailure,
+    Unavailable,
+    from_rpc_error,
+)
+from dgemma.kserve import RequestOptions, StreamMode, Update, decode_response, encode_request
+
+__all__ = [
+    "Cancelled",
+    "Client",
+    "ClientError",
+    "DeadlineExceeded",
+    "Generation",
+    "Overloaded",
+    "RequestOptions",
+    "RequestRejected",
+    "ServerFailure",
+    "Unavailable",
+    "Update",
+    "gather",
+    "generate",
+    "stream",
+]
+
+DEFAULT_URL = "localhost:8001"
+DEFAULT_TIMEOUT_S = 300.0
+MAX_TIMEOUT_S = 86_400.0  # every request has a deadline
+
+# Asks Triton to end a failed stream with a gRPC status; it would send a bare text otherwise.
+_METADATA = (("triton_grpc_error", "true"),)
+_HOST_AND_PORT = re.compile(r"[^\s/]+:[0-9]{1,5}")
+_CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A whole answer. `token_ids` are filled when the request set `return_token_ids`."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str  # stop or length
+    usage: dict[str, Any]  # tokens, steps per block, passes, seed and times in milliseconds
+
+
+class Client:
+    """A channel to one server, for any number of requests, one after another or in threads.
+
+    `url` is host:port of the gRPC endpoint. `credentials` make it a TLS channel. Nothing is sent
+    before the first request; an unreachable server shows there, as Unavailable.
+    """
+
+    def __init__(
+        self, url: str = DEFAULT_URL, *, credentials: grpc.ChannelCredentials | None = None
+    ) -> None:
+        if not _HOST_AND_PORT.fullmatch(url):
+            raise RequestRejected(
+                f"url: must be HOST:PORT of the gRPC endpoint, such as {DEFAULT_URL}; got {url!r}"
+            )
+        self.url = url
+        self._channel = (
+            grpc.secure_channel(url, credentials, options=_CHANNEL_OPTIONS)
+            if credentials
+            else grpc.insecure_channel(url, options=_CHANNEL_OPTIONS)
+        )
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the channel; requests still running on it are cancelled."""
+        self._channel.close()
+
+    def stream(
+        self,
+        prompt: str | None = None,
+        *,
+        stream: StreamMode = "block",
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        **options: Unpack[RequestOptions],
+    ) -> Generator[Update, None, None]:
+        """Yields updates as the server sends them; the last one is of kind `final`.
+
+        `prompt` is raw text, sent without a chat template. `stream` chooses what comes before the
+        final update: nothing, one update per block, or also one per denoise step. The request is
+        sent when iteration begins. Leaving the loop early closes the generator, which cancels the
+        request on the server.
+
+        Raises RequestRejected at the call where no message can carry the request, and a
+        ClientError while iterating for everything else.
+        """
+        if not 0 < timeout_s <= MAX_TIMEOUT_S:
+            raise RequestRejected(
+                f"timeout_s: must be above 0 and at most {MAX_TIMEOUT_S:g} seconds, got {timeout_s}"
+            )
+        return self._updates(encode_request(prompt, stream, options), timeout_s)
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        *,
+        timeout_s: float = DEFAULT_TIMEOUT_S,
+        **options: Unpack[RequestOptions],
+    ) -> Generation:
+        """The whole answer at once; options and errors as for `stream`."""
+        return gather(self.stream(prompt, stream="none", timeout_s=timeout_s, **options))
+
+    def _updates(self, request: Any, timeout_s: float) -> Generator[Update, None, None]:
+        call = self._stub.ModelStreamInfer(iter((request,)), timeout=timeout_s, metadata=_METADATA)
+        try:
+            for message in call:
+                if message.error_message:  # what Triton refuses before the model sees it
+                    _await_end(call)
+                    raise ServerFailure(message.error_message, "UNKNOWN")
+                update = decode_response(message.infer_response)
+                if update is None:
+                    continue
+                if update.kind == "final":
+                    _await_end(call)  # the caller may leave as soon as it has this update
+                    yield update
+                    return
+                yield update
+            raise ServerFailure("the stream ended without a final response")
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, url=self.url, timeout_s=timeout_s) from None
+        finally:
+            call.cancel()  # has no effect on a stream that has ended
+
+
+def _await_end(call: Any) -> None:
+    """Lets Triton end a finished stream by itself; cancelling one there keeps the model from unloading."""
+    with suppress(grpc.RpcError):
+        for _ in call:
+            pass
+
+
+def gather(updates: Iterable[Update]) -> Generation:
+    """The whole answer from a stream of updates, whatever its mode."""
+    text: list[str] = []
+    token_ids: list[int] = []
+    final: Update | None = None
+    for update in updates:
+        if update.kind != "draft":
+            text.append(update.text)
+            token_ids.extend(update.token_ids)
+        if update.kind == "final":
+            final = update
+    if final is None:
+        raise ServerFailure("the updates ended without a final one")
+    return Generation(
+        "".join(text), tuple(token_ids), final.finish_reason or "", final.usage or {}
+    )
+
+
+def stream(
+    prompt: str | None = None,
+    *,
+    url: str = DEFAULT_URL,
+    stream: StreamMode = "block",
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    **options: Unpack[RequestOptions],
+) -> Generator[Update, None, None]:
+    """`Client.stream` over a channel of its own; for many requests, hold a Client."""
+    with Client(url) as client:
+        updates = client.stream(prompt, stream=stream, timeout_s=timeout_s, **options)
+        with closing(updates):
+            yield from updates
+
+
+def generate(
+    prompt: str | None = None,
+    *,
+    url: str = DEFAULT_URL,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
+    **options: Unpack[RequestOptions],
+) -> Generation:
+    """`Client.generate` over a channel of its own; for many requests, hold a Client."""
+    with Client(url) as client:
+        return client.generate(prompt, timeout_s=timeout_s, **options)

@@ -1,0 +1,90 @@
+"""What can go wrong for a client, and how a gRPC status becomes one of these errors.
+
+Knows status codes and what to do about each; knows nothing of requests or tensors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+# The gRPC core says these with UNAVAILABLE; other details are the server's own words.
+_NEVER_CONNECTED = ("failed to connect", "errors resolving", "DNS resolution failed")
+_CONNECTION_LOST = ("Socket closed", "Connection reset", "Broken pipe", "Cancelling all calls")
+
+
+class ClientError(Exception):
+    """A request failed; `code` is the name of its gRPC status, `message` says why."""
+
+    code = "UNKNOWN"
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code or self.code
+
+
+class RequestRejected(ClientError):
+    """The request is at fault: the message names the field and what it may be."""
+
+    code = "INVALID_ARGUMENT"
+
+
+class Unavailable(ClientError):
+    """No server answers, the connection was lost, or the server is starting or stopping."""
+
+    code = "UNAVAILABLE"
+
+
+class Overloaded(ClientError):
+    """The server has no room at present; the message says when to try again."""
+
+    code = "RESOURCE_EXHAUSTED"
+
+
+class DeadlineExceeded(ClientError):
+    """The answer was not complete within `timeout_s`; the server has dropped the request."""
+
+    code = "DEADLINE_EXCEEDED"
+
+
+class Cancelled(ClientError):
+    """The request was cancelled, by this process or by the server."""
+
+    code = "CANCELLED"
+
+
+class ServerFailure(ClientError):
+    """The server failed in a way that is not the request's fault."""
+
+    code = "INTERNAL"
+
+
+_BY_CODE: dict[str, type[ClientError]] = {
+    error.code: error
+    for error in (RequestRejected, Unavailable, Overloaded, DeadlineExceeded, Cancelled)
+}
+
+
+def from_status(code: str, details: str, *, url: str, timeout_s: float) -> ClientError:
+    """The error for a finished call's status name and details."""
+    kind = _BY_CODE.get(code, ServerFailure)
+    return kind(_explain(kind, details, url=url, timeout_s=timeout_s), code)
+
+
+def from_rpc_error(error: Any, *, url: str, timeout_s: float) -> ClientError:
+    """The error for a `grpc.RpcError` that ended a call."""
+    return from_status(error.code().name, error.details() or "", url=url, timeout_s=timeout_s)
+
+
+def _explain(kind: type[ClientError], details: str, *, url: str, timeout_s: float) -> str:
+    if kind is DeadlineExceeded:
+        return (
+            f"no complete answer within {timeout_s:g} s (the timeout); "
+            "ask for fewer tokens or allow more time"
+        )
+    if kind is Unavailable:
+        if any(sign in details for sign in _NEVER_CONNECTED):
+            return f"no server answers at {url}; start one with `make serve` ({details})"
+        if any(sign in details for sign in _CONNECTION_LOST):
+            return f"the connection to {url} was lost, the server may have stopped ({details})"
+    return details or f"the server at {url} ended the request without saying why"

@@ -1,0 +1,48 @@
+"""The errors of this software and the gRPC status each one becomes.
+
+Knows codes and messages; knows nothing of transport.
+"""
+
+from __future__ import annotations
+
+
+class DgemmaError(Exception):
+    """An error with a gRPC status name; its text is written for the person who reads it."""
+
+    grpc_code = "INTERNAL"
+
+
+class InvalidRequest(DgemmaError):
+    """The request is at fault; `field` is the input that must change."""
+
+    grpc_code = "INVALID_ARGUMENT"
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(f"{field}: {message}")
+        self.field = field
+
+
+class ResourceExhausted(DgemmaError):
+    """There is no room at present; `retry_after_s` says when to try again, in seconds."""
+
+    grpc_code = "RESOURCE_EXHAUSTED"
+
+    def __init__(self, message: str, retry_after_s: float) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(DgemmaError):
+    """The service is starting, stopping or dead."""
+
+    grpc_code = "UNAVAILABLE"
+
+
+class ConfigurationError(DgemmaError):
+    """A file or the environment is at fault; the server refuses to start."""
+
+    grpc_code = "FAILED_PRECONDITION"
+
+
+class EngineFailure(DgemmaError):
+    """A pass failed; the requests in it end with this error."""

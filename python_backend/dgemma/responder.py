@@ -1,0 +1,133 @@
+"""The thread that sends responses and notices clients that have gone.
+
+Knows when to send and when to ask; knows neither Triton nor what is in a response.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+from dgemma.errors import DgemmaError
+from dgemma.reply import Reply, Response
+from dgemma.scheduler.events import Event, Finished
+
+logger = logging.getLogger(__name__)
+
+# A client that has gone should free its slot within two passes, and short passes take a few
+# milliseconds. Asking costs about 0.1 ms a request: at most this share of the thread's time.
+POLL_EVERY_S = 0.002
+POLL_SHARE = 0.2
+
+
+class Channel(Protocol):
+    """The way to one client. Nothing may be asked of it after its final response."""
+
+    def send(self, response: Response, final: bool) -> None: ...
+    def fail(self, error: Exception) -> None:
+        """Send the error as the final response."""
+
+    def is_cancelled(self) -> bool: ...
+
+
+@dataclass(eq=False)
+class Conversation:
+    """One request's channel and how far it is; after `post` only the thread touches it."""
+
+    request_id: str
+    channel: Channel
+    reply: Reply
+    cancelled: bool = False
+    ended: bool = False
+
+
+class Responder:
+    """Sends what is posted, in order, and calls `cancel(request_id)` for clients that have gone.
+
+    One thread does both: to ask a channel that has had its final response is fatal to Triton.
+    """
+
+    def __init__(self, cancel: Callable[[str], None]) -> None:
+        self._cancel = cancel
+        self._posts: SimpleQueue[tuple[Conversation, Event | None] | None] = SimpleQueue()
+        self._watched: set[Conversation] = set()
+        self._poll_at = 0.0
+        self._thread = threading.Thread(target=self._run, name="responses", daemon=True)
+        self._thread.start()
+
+    def post(self, conversation: Conversation, event: Event) -> None:
+        """Answer an event, soon; returns at once."""
+        self._posts.put((conversation, event))
+
+    def watch(self, conversation: Conversation) -> None:
+        """Look out for the client's cancellation until the conversation ends."""
+        self._posts.put((conversation, None))
+
+    def close(self) -> None:
+        """Send all that has been posted and end the thread."""
+        self._posts.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                post = self._posts.get(timeout=self._until_poll())
+            except Empty:
+                self._poll()
+                continue
+            if post is None:
+                return
+            self._answer(*post)
+            if self._until_poll() == 0.0:  # responses in plenty must not keep cancellations waiting
+                self._poll()
+
+    def _until_poll(self) -> float | None:
+        return max(0.0, self._poll_at - time.monotonic()) if self._watched else None
+
+    def _poll(self) -> None:
+        began = time.monotonic()
+        for conversation in list(self._watched):
+            if conversation.channel.is_cancelled():
+                conversation.cancelled = True
+                self._watched.discard(conversation)
+                self._cancel(conversation.request_id)
+        ended = time.monotonic()
+        self._poll_at = ended + max(POLL_EVERY_S, (ended - began) / POLL_SHARE)
+
+    def _answer(self, conversation: Conversation, event: Event | None) -> None:
+        if conversation.ended:
+            return
+        if event is None:
+            self._watched.add(conversation)
+            return
+        final = isinstance(event, Finished)
+        if conversation.cancelled and not final:
+            return  # nobody listens, but Triton waits for the final response
+        try:
+            response = conversation.reply.response(event)
+            if response is not None:
+                conversation.channel.send(response, final)
+        except Exception as error:
+            self._fail(conversation, error)
+        else:
+            if final:
+                self._end(conversation)
+
+    def _fail(self, conversation: Conversation, error: Exception) -> None:
+        if not isinstance(error, DgemmaError):
+            logger.error("request %s: no response", conversation.request_id, exc_info=error)
+        self._end(conversation)
+        self._cancel(conversation.request_id)
+        try:
+            conversation.channel.fail(error)
+        except Exception:
+            logger.exception("request %s: its channel is broken", conversation.request_id)
+
+    def _end(self, conversation: Conversation) -> None:
+        conversation.ended = True
+        self._watched.discard(conversation)

@@ -1,0 +1,200 @@
+"""The service: the one thread that owns scheduler and device, and the thread-safe way to it.
+
+Knows threads, start-up and shut-down; knows nothing of Triton or of what a pass does.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Protocol
+
+from dgemma.answer import annotate
+from dgemma.chat import ChatTokenizer
+from dgemma.errors import DgemmaError, EngineFailure, Unavailable
+from dgemma.request import RawRequest, Request
+from dgemma.scheduler.events import Event, Finished, Sink, Usage
+from dgemma.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# Token ids and states [L] of a draft to its text and one state per character.
+Annotate = Callable[[Sequence[int], Sequence[int]], tuple[str, list[int]]]
+
+
+class Parser(Protocol):
+    """`dgemma.request.RequestParser`, as far as it is needed here; safe from several threads."""
+
+    def parse(self, raw: RawRequest, request_id: str) -> Request: ...
+
+
+class PassScheduler(Protocol):
+    """`dgemma.scheduler.scheduler.Scheduler`, as far as it is needed here; for one thread.
+
+    `step` raises what the engine raises, after it has ended the requests of that pass.
+    """
+
+    @property
+    def busy(self) -> bool: ...
+    def submit(self, request: Request, sink: Sink) -> None: ...
+    def cancel(self, request_id: str) -> None: ...
+    def step(self) -> bool: ...
+
+
+class Service:
+    """Takes requests from any thread and gives their events to sinks, on the device thread.
+
+    A sink must neither block nor raise. Its last event is a `Finished`, whatever happens.
+    """
+
+    def __init__(self, parser: Parser, scheduler: PassScheduler, annotate: Annotate) -> None:
+        self.annotate = annotate
+        self._parser, self._scheduler = parser, scheduler
+        self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._lock = threading.Condition()  # guards the next two
+        self._open: dict[str, tuple[Request, Sink]] = {}
+        self._refusal: str | None = None  # why no more requests are taken
+        self._ended = 0  # requests; this and the next are the device thread's own
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name="device", daemon=True)
+        self._thread.start()
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Service:
+        """Load tokenizer, configuration and engine.
+
+        Raises ConfigurationError where a file or a setting is at fault.
+        """
+        from dgemma.assemble import assemble  # brings torch, which is not needed to test threads
+
+        parts = assemble(
+            settings.engine,
+            settings.checkpoint,
+            slots=settings.slots,
+            max_model_len=settings.max_model_len,
+            threads=settings.threads or 0,
+        )
+        tokenizer = ChatTokenizer.from_checkpoint(settings.checkpoint)
+        return cls(parts.parser, parts.scheduler, partial(annotate, tokenizer))
+
+    def parse(self, raw: RawRequest, request_id: str) -> Request:
+        """Check a request, on the caller's thread; raises InvalidRequest naming the field."""
+        return self._parser.parse(raw, request_id)
+
+    def submit(self, request: Request, sink: Sink) -> None:
+        """Queue a request; it joins at the next pass. No open request may have the same id.
+
+        Raises Unavailable while the service stops and once the device thread is dead.
+        """
+        with self._lock:
+            if self._refusal is not None:
+                raise Unavailable(self._refusal)
+            if request.id in self._open:
+                raise ValueError(f"request id {request.id!r} is in use")
+            self._open[request.id] = (request, sink)
+            self._inbox.put(partial(self._begin, request))
+
+    def cancel(self, request_id: str) -> None:
+        """End a request before the next pass; one that is not open has already ended."""
+        self._inbox.put(partial(self._scheduler.cancel, request_id))
+
+    def drain(self, timeout_s: float) -> bool:
+        """Take no more requests and wait for the open ones; False if some are left."""
+        self._refuse("the service is stopping; send the request to another one, or later")
+        with self._lock:
+            return self._lock.wait_for(lambda: not self._open, timeout_s)
+
+    def close(self) -> None:
+        """Cancel what is open and end the device thread, after the pass that it is in."""
+        self._refuse("the service has stopped; start it again")
+        self._inbox.put(self._stop)
+        self._thread.join()
+
+    def _refuse(self, why: str) -> None:
+        with self._lock:
+            self._refusal = self._refusal or why
+
+    # Everything below runs on the device thread.
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                self._read_inbox(wait=not self._scheduler.busy)
+                self._step()
+        except BaseException as error:
+            logger.critical("the device thread died", exc_info=True)
+            self._refuse(f"the service is dead ({error!r}); restart it")
+        finally:
+            self._abandon()
+
+    def _read_inbox(self, wait: bool) -> None:
+        """Do all that was asked for; `wait` for something to do."""
+        try:
+            self._inbox.get(block=wait)()
+            while True:
+                self._inbox.get_nowait()()
+        except Empty:
+            return
+
+    def _begin(self, request: Request) -> None:
+        try:
+            self._scheduler.submit(request, partial(self._deliver, request.id))
+        except Exception as error:
+            logger.exception("request %s cannot begin", request.id)
+            self._deliver(request.id, _failure(request, error))
+
+    def _step(self) -> None:
+        ended = self._ended
+        try:
+            self._scheduler.step()
+        except Exception:
+            # The requests of the pass have ended with this error and the others go on. A scheduler
+            # that ended none would fail in the same way for ever.
+            if self._ended == ended:
+                raise
+            logger.exception("a pass failed")
+
+    def _deliver(self, request_id: str, event: Event) -> None:
+        if request_id not in self._open:
+            return  # it has had its last event
+        self._open[request_id][1](event)
+        if isinstance(event, Finished):
+            self._ended += 1
+            with self._lock:
+                del self._open[request_id]
+                self._lock.notify_all()
+
+    def _stop(self) -> None:
+        self._stopping = True
+        for request_id in list(self._open):
+            self._scheduler.cancel(request_id)
+
+    def _abandon(self) -> None:
+        """End whatever is still open, so that nobody waits for a thread that is gone."""
+        with self._lock:
+            abandoned = list(self._open.values())
+        for request, _ in abandoned:
+            self._deliver(request.id, _failure(request, Unavailable(str(self._refusal))))
+
+
+def _failure(request: Request, error: Exception) -> Finished:
+    """The end of a request that no scheduler accounts for."""
+    if not isinstance(error, DgemmaError):
+        error = EngineFailure(f"the request could not be run: {error!r}")
+    usage = Usage(
+        prompt_tokens=len(request.prompt),
+        completion_tokens=0,
+        committed_tokens=0,
+        denoising_steps=(),
+        cap_hits=0,
+        mean_entropy=(),
+        passes=0,
+        seed=request.sampling.seed,
+        queue_ms=0.0,
+        first_block_ms=0.0,
+        total_ms=0.0,
+    )
+    return Finished("error", usage, error)

@@ -1,0 +1,129 @@
+"""What an operator sets: ports, directories and limits, from environment variables.
+
+Knows each variable, its default and its range; knows nothing of what a request may set.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from dgemma.errors import ConfigurationError
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_dir():
+        raise ValueError("no such directory")
+    return path.resolve()
+
+
+def _lower(value: object) -> object:
+    return value.lower() if isinstance(value, str) else value
+
+
+Directory = Annotated[Path, AfterValidator(_existing)]
+Port = Annotated[int, Field(ge=0, le=65535)]  # 0 = any free port
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)]
+
+
+class Settings(BaseSettings):
+    """The service's settings. Use `load`; its errors quote the fields' descriptions."""
+
+    model_config = SettingsConfigDict(
+        case_sensitive=True, env_ignore_empty=True, extra="forbid", frozen=True
+    )
+
+    engine: Directory = Field(
+        validation_alias="NIM_MODEL_PATH",
+        description="the engine directory that `dgemma-build engine --out DIR` wrote",
+    )
+    checkpoint: Directory = Field(
+        validation_alias="DGEMMA_CHECKPOINT",
+        description="the checkpoint directory of that engine, with its tokenizer and configuration",
+    )
+    grpc_port: Port = Field(
+        8001,
+        validation_alias="NIM_TRITON_GRPC_PORT",
+        description="0 to 65535; 0 takes any free port",
+    )
+    metrics_port: Port = Field(
+        8002,
+        validation_alias="NIM_TRITON_METRICS_PORT",
+        description="0 to 65535; 0 takes any free port",
+    )
+    max_model_len: int | None = Field(
+        None,
+        ge=2,
+        validation_alias="NIM_MAX_MODEL_LEN",
+        description="prompt and answer together: 2 tokens to the checkpoint's own limit",
+    )
+    slots: int = Field(
+        8,
+        ge=1,
+        le=1024,
+        validation_alias="DGEMMA_SLOTS",
+        description="requests that run at the same time: 1 to 1024",
+    )
+    scheduler: Literal["fcfs"] = Field(
+        "fcfs",
+        validation_alias="DGEMMA_SCHEDULER",
+        description="fcfs, first come, first served",
+    )
+    threads: int | None = Field(
+        None,
+        ge=1,
+        le=1024,
+        validation_alias="DGEMMA_THREADS",
+        description="CPU threads of a pass: 1 to 1024; unset takes one per core",
+    )
+    drain_timeout_s: int = Field(
+        30,
+        ge=0,
+        le=3600,
+        validation_alias="DGEMMA_DRAIN_TIMEOUT_S",
+        description="whole seconds that running requests get when the service stops: 0 to 3600",
+    )
+    log_level: LogLevel = Field(
+        "info",
+        validation_alias="NIM_LOG_LEVEL",
+        description="debug, info, warning or error",
+    )
+
+    @classmethod
+    def load(cls, **keywords: Any) -> Settings:
+        """Read the environment; keywords (by field name) that are not None win over it.
+
+        Raises ConfigurationError naming the variable, what it was and what is allowed.
+        """
+        try:
+            return cls(**{variable_of(key): v for key, v in keywords.items() if v is not None})
+        except ValidationError as error:
+            first = error.errors()[0]
+            variable, value = str(first["loc"][0]), first["input"]
+            allowed = next(
+                field.description
+                for field in cls.model_fields.values()
+                if field.validation_alias == variable
+            )
+            if first["type"] == "missing":
+                raise ConfigurationError(f"{variable}: not set; set it to {allowed}") from None
+            detail = first["msg"].removeprefix("Value error, ")
+            raise ConfigurationError(
+                f"{variable}: got {str(value)!r}: {detail}; expected: {allowed}"
+            ) from None
+
+    def environment(self) -> dict[str, str]:
+        """The variables that give another process these settings."""
+        return {
+            variable_of(field): str(value)
+            for field, value in self.model_dump().items()
+            if value is not None
+        }
+
+
+def variable_of(field: str) -> str:
+    """The environment variable of a field of `Settings`."""
+    return str(Settings.model_fields[field].validation_alias)

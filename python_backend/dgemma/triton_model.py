@@ -1,0 +1,150 @@
+"""Triton's Python backend on one side, the service on the other.
+
+Knows tensors, response senders and error codes of `triton_python_backend_utils`, which exists only
+inside Triton's stub process and is therefore passed in; knows nothing of scheduling.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from dgemma.errors import DgemmaError, EngineFailure, InvalidRequest
+from dgemma.reply import Reply, Response
+from dgemma.request import RawRequest
+from dgemma.responder import Conversation, Responder
+from dgemma.service import Service
+from dgemma.settings import Settings
+from dgemma.triton_server.python import check_numpy
+
+logger = logging.getLogger(__name__)
+
+# gRPC status to the names that TritonError has.
+_CODES = {
+    "INVALID_ARGUMENT": "INVALID_ARG",
+    "RESOURCE_EXHAUSTED": "UNAVAILABLE",
+    "UNAVAILABLE": "UNAVAILABLE",
+}
+
+
+def start(pb_utils: Any) -> TritonModel:
+    """Load the service that the environment describes.
+
+    Raises TritonModelException, whose text says what to change or run, where that fails.
+    """
+    try:
+        check_numpy(np.__version__)
+        settings = Settings.load()
+        logging.basicConfig(
+            level=settings.log_level.upper(),
+            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+        )
+        return TritonModel(pb_utils, Service.from_settings(settings), settings.drain_timeout_s)
+    except DgemmaError as error:
+        raise pb_utils.TritonModelException(str(error)) from error
+
+
+class TritonModel:
+    """What `1/model.py` hands its calls to. `execute` may be called from any thread."""
+
+    def __init__(self, pb_utils: Any, service: Service, drain_timeout_s: float) -> None:
+        self._pb_utils, self._service = pb_utils, service
+        self._drain_timeout_s = drain_timeout_s
+        self._responder = Responder(service.cancel)
+        self._numbers = itertools.count(1)
+
+    def execute(self, requests: Sequence[Any]) -> None:
+        """Check and queue the requests; their responses come from another thread."""
+        for request in requests:
+            channel = TritonChannel(self._pb_utils, request.get_response_sender())
+            try:
+                self._begin(request, channel)
+            except DgemmaError as error:
+                channel.fail(error)
+            except Exception as error:
+                logger.exception("a request could not be read")
+                channel.fail(EngineFailure(f"the request could not be read: {error!r}"))
+
+    def _begin(self, request: Any, channel: TritonChannel) -> None:
+        # Clients may send any id, or the same one twice.
+        request_id = f"{request.request_id()}#{next(self._numbers)}"
+        parsed = self._service.parse(read_request(self._pb_utils, request), request_id)
+        conversation = Conversation(request_id, channel, Reply(parsed, self._service.annotate))
+        self._service.submit(parsed, partial(self._responder.post, conversation))
+        self._responder.watch(conversation)
+
+    def finalize(self) -> None:
+        """Let the running requests finish, then end every thread."""
+        if not self._service.drain(self._drain_timeout_s):
+            logger.warning("cancelling what did not finish in %s s", self._drain_timeout_s)
+        self._service.close()
+        self._responder.close()
+
+
+class TritonChannel:
+    """The response sender of one request."""
+
+    def __init__(self, pb_utils: Any, sender: Any) -> None:
+        self._pb_utils, self._sender = pb_utils, sender
+
+    def send(self, response: Response, final: bool) -> None:
+        tensors = [
+            self._tensor("text_output", [response.text_output.encode()], np.object_),
+            self._tensor("token_ids", response.token_ids, np.int32),
+            self._tensor("kind", [response.kind.encode()], np.object_),
+            self._tensor("finish_reason", [response.finish_reason.encode()], np.object_),
+            self._tensor("block_index", [response.block_index], np.int32),
+            self._tensor("denoising_step", [response.denoising_step], np.int32),
+            self._tensor("usage", [response.usage.encode()], np.object_),
+            self._tensor("text_states", response.text_states, np.uint8),
+        ]
+        flags = self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL if final else 0
+        self._sender.send(self._pb_utils.InferenceResponse(output_tensors=tensors), flags=flags)
+
+    def fail(self, error: Exception) -> None:
+        codes = self._pb_utils.TritonError
+        name = _CODES.get(getattr(error, "grpc_code", "INTERNAL"), "INTERNAL")
+        self._sender.send(
+            self._pb_utils.InferenceResponse(
+                output_tensors=[], error=codes(str(error), getattr(codes, name))
+            ),
+            flags=self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
+        )
+
+    def is_cancelled(self) -> bool:
+        return bool(self._sender.is_cancelled())
+
+    def _tensor(self, name: str, values: Sequence[Any], dtype: DTypeLike) -> Any:
+        return self._pb_utils.Tensor(name, np.array(values, dtype=dtype))
+
+
+def read_request(pb_utils: Any, request: Any) -> RawRequest:
+    """The inputs of a Triton request, copied; those that were not sent are None."""
+
+    def array(name: str) -> Any:
+        tensor = pb_utils.get_input_tensor_by_name(request, name)
+        return None if tensor is None else tensor.as_numpy()
+
+    def text(name: str) -> bytes | None:
+        values = array(name)
+        if values is None:
+            return None
+        if values.size != 1:
+            raise InvalidRequest(name, f"got {values.size} elements; send exactly one")
+        return bytes(values.item())
+
+    input_ids = array("input_ids")
+    return RawRequest(
+        text_input=text("text_input"),
+        messages=text("messages"),
+        input_ids=None if input_ids is None else input_ids.ravel().tolist(),
+        canvas_template=text("canvas_template"),
+        sampling_parameters=text("sampling_parameters"),
+        stream=text("stream"),
+    )

@@ -1,0 +1,1 @@
+"""Starts, watches and stops a real Triton server on this machine."""

@@ -1,0 +1,249 @@
+"""One Triton server process, from its start to the last trace of it.
+
+Knows the server's options, how to see that it is ready, and how to end it and whatever it started;
+knows nothing of the models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from tritonclient.grpc import InferenceServerClient
+from tritonclient.utils import InferenceServerException
+
+from dgemma.errors import ConfigurationError, EngineFailure
+from dgemma.triton_server import shared_memory, with_parent
+from dgemma.triton_server.installation import STUB, Installation
+from dgemma.triton_server.processes import kill_session, session_members
+
+# After the drain time-out: for models to be unloaded and processes to end.
+EXIT_GRACE_S = 15.0
+_LAST_LINES = 30
+
+
+class TritonServer:
+    """A server on `host`, ready for requests inside the `with` block, gone without trace after it.
+
+    It ends by itself should this process be killed; therefore the thread that starts it has to live
+    as long as it should.
+    """
+
+    def __init__(
+        self,
+        model_repository: Path,
+        *,
+        env: Mapping[str, str] | None = None,
+        host: str = "127.0.0.1",
+        grpc_port: int = 0,
+        metrics_port: int = 0,
+        log: Path | None = None,
+        start_timeout_s: float = 300.0,
+        drain_timeout_s: int = 30,
+        options: Sequence[str] = (),
+    ) -> None:
+        """`env` is added to this process's environment. Port 0 takes a free one. Without `log` the
+        server writes to our stderr. `drain_timeout_s` is what running requests get at the end.
+        `options` are more of tritonserver's own.
+        """
+        self._model_repository, self._env = model_repository.resolve(), dict(env or {})
+        self._host, self._log, self._options = host, log, tuple(options)
+        self._ports = {"gRPC": grpc_port, "metrics": metrics_port}
+        self._start_timeout_s, self._drain_timeout_s = start_timeout_s, drain_timeout_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._stubs = 0
+        # A prefix of our own: what is left of this server can be told from what others use.
+        self._shared_memory = f"{shared_memory.PREFIX}{secrets.token_hex(6)}_"
+
+    def __enter__(self) -> TritonServer:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def grpc_url(self) -> str:
+        """host:port, as tritonclient wants it."""
+        return f"{_reachable(self._host)}:{self._ports['gRPC']}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{_reachable(self._host)}:{self._ports['metrics']}/metrics"
+
+    @property
+    def pid(self) -> int:
+        """Of tritonserver; it leads a session of its own."""
+        if self._process is None:
+            raise RuntimeError("the server is not running")
+        return self._process.pid
+
+    def stub_pids(self) -> list[int]:
+        """The processes that run the models' Python."""
+        return [member.pid for member in session_members(self.pid) if member.executable == STUB]
+
+    def start(self) -> None:
+        """Start and wait until every model is ready.
+
+        Raises ConfigurationError with the model's own words where one cannot be loaded.
+        """
+        if self._process is not None:
+            raise RuntimeError("the server is running")
+        if not self._model_repository.is_dir():
+            raise ConfigurationError(f"{self._model_repository}: no such model repository")
+        shared_memory.remove_stale()
+        self._ports = _free_ports(self._host, self._ports)
+        try:
+            self._scratch = tempfile.TemporaryDirectory(prefix="dgemma-triton-")
+            self._process = self._spawn(Path(self._scratch.name))
+            self._wait_until_ready()
+            self._stubs = len(self.stub_pids())
+        except BaseException:
+            self.stop()
+            raise
+
+    def check(self) -> None:
+        """Raise EngineFailure where the server, or a process of its models, is dead."""
+        if self._process is None or self._process.poll() is not None:
+            raise EngineFailure(f"tritonserver has ended{self._last_words()}")
+        if len(self.stub_pids()) < self._stubs:
+            raise EngineFailure(f"a model's process has died; restart the server{self._last_words()}")
+
+    def stop(self) -> None:
+        """Let running requests finish, then end every process and remove what they left."""
+        process, self._process = self._process, None
+        if process is not None:
+            try:
+                process.terminate()
+                process.wait(self._drain_timeout_s + EXIT_GRACE_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            finally:
+                # Triton can leave its stubs behind, and an interrupt may have cut the wait short.
+                kill_session(process.pid)
+                process.wait()
+                shared_memory.remove(self._shared_memory)
+        if self._scratch is not None:
+            self._scratch.cleanup()
+            self._scratch = None
+
+    def _spawn(self, scratch: Path) -> subprocess.Popen[bytes]:
+        installation = Installation.find(scratch)
+        command = [
+            *(sys.executable, "-I", "-S", with_parent.__file__, str(os.getpid())),
+            str(installation.binary),
+            f"--model-repository={self._model_repository}",
+            f"--backend-config=python,shm-region-prefix-name={self._shared_memory}",
+            "--disable-auto-complete-config",  # it would run each model's Python twice
+            "--exit-on-error=false",  # so that a model's error can be asked for
+            f"--exit-timeout-secs={self._drain_timeout_s}",
+            "--allow-http=false",
+            f"--grpc-address={self._host}",
+            f"--grpc-port={self._ports['gRPC']}",
+            f"--metrics-address={self._host}",
+            f"--metrics-port={self._ports['metrics']}",
+            *self._options,
+        ]
+        if installation.backend_directory is not None:
+            command.append(f"--backend-directory={installation.backend_directory}")
+        output = sys.stderr.fileno() if self._log is None else self._log.open("wb")
+        try:
+            return subprocess.Popen(
+                command,
+                cwd=scratch,  # it is on the models' sys.path
+                env={**os.environ, **installation.environment, **self._env},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C in a terminal reaches us alone, and orphans can be told by their session.
+                start_new_session=True,
+            )
+        finally:
+            if not isinstance(output, int):
+                output.close()
+
+    def _wait_until_ready(self) -> None:
+        """The ports open only when all models are loaded or have failed."""
+        deadline = time.monotonic() + self._start_timeout_s
+        while not (self._listens() and self._ready()):
+            assert self._process is not None
+            if (code := self._process.poll()) is not None:
+                raise ConfigurationError(
+                    f"tritonserver ended with code {code} before it was ready{self._last_words()}"
+                )
+            if time.monotonic() > deadline:
+                raise ConfigurationError(
+                    f"tritonserver was not ready within {self._start_timeout_s:g} s"
+                    f"{self._last_words()}"
+                )
+            time.sleep(0.02)
+
+    def _listens(self) -> bool:
+        address = (_reachable(self._host), self._ports["gRPC"])
+        try:
+            with socket.create_connection(address, timeout=1.0):
+                return True
+        except OSError:
+            return False
+
+    def _ready(self) -> bool:
+        with InferenceServerClient(self.grpc_url) as client:
+            try:
+                if client.is_server_ready(client_timeout=5.0):
+                    return True
+                models = client.get_model_repository_index(client_timeout=5.0).models
+            except InferenceServerException:
+                return False
+        reasons = [_reason(model.reason) for model in models if model.state == "UNAVAILABLE"]
+        if reasons:
+            raise ConfigurationError("\n".join(reasons))
+        return False
+
+    def _last_words(self) -> str:
+        if self._log is None:
+            return "; its output is above"
+        lines = self._log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
+        return "\n".join([f"; the end of {self._log}:", *lines])
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host == "0.0.0.0" else host
+
+
+def _free_ports(host: str, ports: Mapping[str, int]) -> dict[str, int]:
+    """The same ports, with a free one for 0; ConfigurationError where one is taken."""
+    chosen = {}
+    with contextlib.ExitStack() as probes:
+        for what, port in ports.items():
+            probe = probes.enter_context(socket.socket())
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as error:
+                raise ConfigurationError(
+                    f"{what} port {port} of {host} cannot be used: {error.strerror}; choose another"
+                ) from None
+            chosen[what] = int(probe.getsockname()[1])
+    return chosen
+
+
+def _reason(text: str) -> str:
+    """What a model said when it could not be loaded, without Triton's words around it."""
+    written_for_people = re.fullmatch(r"\w+: TritonModelException: (.*?)\n\nAt:\n.*", text, re.S)
+    return written_for_people[1] if written_for_people else text.strip()

@@ -1,0 +1,86 @@
+"""Settings: defaults, precedence, and errors that name the variable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dgemma.errors import ConfigurationError
+from dgemma.settings import Settings, variable_of
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """The least that makes settings valid, and nothing of the machine's own."""
+    for field in Settings.model_fields:
+        monkeypatch.delenv(variable_of(field), raising=False)
+    monkeypatch.setenv("NIM_MODEL_PATH", str(tmp_path))
+    monkeypatch.setenv("DGEMMA_CHECKPOINT", str(tmp_path))
+    return monkeypatch
+
+
+def test_defaults() -> None:
+    settings = Settings.load()
+    assert (settings.grpc_port, settings.metrics_port) == (8001, 8002)
+    assert (settings.slots, settings.scheduler) == (8, "fcfs")
+    assert settings.threads is None and settings.max_model_len is None
+
+
+def test_keywords_win_over_the_environment(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("NIM_TRITON_GRPC_PORT", "9001")
+    assert Settings.load().grpc_port == 9001
+    assert Settings.load(grpc_port=9002).grpc_port == 9002
+    assert Settings.load(grpc_port=None).grpc_port == 9001
+
+
+def test_an_empty_variable_is_unset(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("NIM_MAX_MODEL_LEN", "")
+    assert Settings.load().max_model_len is None
+
+
+def test_log_level_is_not_case_sensitive(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("NIM_LOG_LEVEL", "WARNING")
+    assert Settings.load().log_level == "warning"
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("NIM_TRITON_GRPC_PORT", "65536"),
+        ("NIM_TRITON_METRICS_PORT", "http"),
+        ("NIM_MAX_MODEL_LEN", "1"),
+        ("NIM_MODEL_PATH", "/no/such/directory"),
+        ("DGEMMA_CHECKPOINT", "/no/such/directory"),
+        ("DGEMMA_SLOTS", "0"),
+        ("DGEMMA_SLOTS", "many"),
+        ("DGEMMA_SCHEDULER", "lottery"),
+        ("DGEMMA_THREADS", "-1"),
+        ("DGEMMA_DRAIN_TIMEOUT_S", "-1"),
+        ("NIM_LOG_LEVEL", "loud"),
+    ],
+)
+def test_a_bad_value_is_refused_by_variable_and_value(
+    environment: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    environment.setenv(variable, value)
+    with pytest.raises(ConfigurationError) as refused:
+        Settings.load()
+    message = str(refused.value)
+    assert message.startswith(f"{variable}: got {value!r}")
+    assert "expected: " in message
+
+
+def test_a_missing_directory_variable_says_what_to_set(environment: pytest.MonkeyPatch) -> None:
+    environment.delenv("NIM_MODEL_PATH")
+    with pytest.raises(ConfigurationError, match=r"^NIM_MODEL_PATH: not set.*dgemma-build engine"):
+        Settings.load()
+
+
+def test_environment_gives_another_process_the_same_settings(
+    environment: pytest.MonkeyPatch,
+) -> None:
+    settings = Settings.load(slots=3, log_level="debug")
+    for variable, value in settings.environment().items():
+        environment.setenv(variable, value)
+    assert Settings.load() == settings
