@@ -36,7 +36,11 @@ class _PureNetwork(nn.Module):
         self.names = [name for name, _ in network.named_parameters()]
 
     def forward(
-        self, rows: Sequence[Tensor], room: Tensor, pools: Sequence[Tensor], weights: Sequence[Tensor]
+        self,
+        rows: Sequence[Tensor],
+        room: Tensor,
+        pools: Sequence[Tensor],
+        weights: Sequence[Tensor],
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         ids, soft, *index = rows
         arguments = (ids, soft, RowIndex(*index), room, list(pools))
@@ -106,6 +110,8 @@ def _dynamic_axes(geometry: Geometry, weights: int) -> tuple[Any, ...]:
     auto = torch.export.Dim.DYNAMIC
     rows = tuple({0: auto} for _ in ROW_INPUTS)
     pools = tuple(
-        {0: auto, 2: auto} if layer.is_full else {0: auto} for layer in geometry.layers for _ in "kv"
+        {0: auto, 2: auto} if layer.is_full else {0: auto}
+        for layer in geometry.layers
+        for _ in "kv"
     )
     return rows, {0: auto}, pools, (None,) * weights

@@ -102,10 +102,14 @@ def build_engine(
 
 def _supported(target: str, precision: str) -> torch.dtype:
     if target not in SUPPORTED:
-        raise ConfigurationError(f"target {target!r} cannot be built; known: {', '.join(SUPPORTED)}")
+        raise ConfigurationError(
+            f"target {target!r} cannot be built; known: {', '.join(SUPPORTED)}"
+        )
     if precision not in SUPPORTED[target]:
         known = ", ".join(SUPPORTED[target])
-        raise ConfigurationError(f"precision {precision!r} is not built for {target}; known: {known}")
+        raise ConfigurationError(
+            f"precision {precision!r} is not built for {target}; known: {known}"
+        )
     return SUPPORTED[target][precision]
 
 

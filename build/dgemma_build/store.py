@@ -44,7 +44,7 @@ def write_store(
         for (name, tensor), expected in zip(tensors, shapes, strict=True):
             assert name == expected, "tensors come in the order of their shapes"
             data = tensor.to(dtype).contiguous()
-            file.write(memoryview(data.view(torch.uint8).numpy().reshape(-1)))
+            file.write(data.view(torch.uint8).numpy().reshape(-1).data)
             advance(places[name].length)
     return places
 
@@ -52,20 +52,17 @@ def write_store(
 def _layout(
     shapes: dict[str, tuple[int, ...]], dtype: torch.dtype
 ) -> tuple[dict[str, Place], bytes]:
-    entries, offset = {}, 0
+    spans: dict[str, tuple[int, int]] = {}
+    offset = 0
     for name, shape in shapes.items():
         length = torch.Size(shape).numel() * dtype.itemsize
-        entries[name] = {
-            "dtype": _DTYPES[dtype],
-            "shape": list(shape),
-            "data_offsets": [offset, offset + length],
-        }
+        spans[name] = (offset, offset + length)
         offset += length
+    entries = {
+        name: {"dtype": _DTYPES[dtype], "shape": list(shapes[name]), "data_offsets": list(span)}
+        for name, span in spans.items()
+    }
     header = json.dumps(entries).encode()
     header += b" " * (-(8 + len(header)) % 64)  # data starts aligned, as readers that map it like
     base = 8 + len(header)
-    places = {
-        name: Place(base + entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0])
-        for name, entry in entries.items()
-    }
-    return places, header
+    return {name: Place(base + begin, end - begin) for name, (begin, end) in spans.items()}, header

@@ -49,7 +49,9 @@ def assemble(
             f"{engine_directory}: was built for another geometry than {checkpoint}/config.json; "
             "point both settings at the same model or build the engine again"
         )
-    context = min(max_model_len or geometry.max_position_embeddings, geometry.max_position_embeddings)
+    context = min(
+        max_model_len or geometry.max_position_embeddings, geometry.max_position_embeddings
+    )
     capacity = Capacity(slots, context, 2 * slots)
     engine = open_engine(engine_directory, manifest, capacity, threads)
     tail = Tail(

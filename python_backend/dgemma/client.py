@@ -179,9 +179,7 @@ def gather(updates: Iterable[Update]) -> Generation:
             final = update
     if final is None:
         raise ServerFailure("the updates ended without a final one")
-    return Generation(
-        "".join(text), tuple(token_ids), final.finish_reason or "", final.usage or {}
-    )
+    return Generation("".join(text), tuple(token_ids), final.finish_reason or "", final.usage or {})
 
 
 def stream(

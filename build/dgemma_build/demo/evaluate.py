@@ -78,7 +78,7 @@ def score(parts: Parts, name: str, tasks: Sequence[Task], batch: int = 100) -> S
     starts = range(0, len(tasks), batch)
     answers = [
         answer
-        for start in track(starts, f"{name:<28}", Console(stderr=True), transient=True)
+        for start in track(starts, f"{name:<28}", console=Console(stderr=True), transient=True)
         for answer in ask(parts, tasks[start : start + batch], seed=start + 1)
     ]
     right = [task.is_right(a.text) for task, a in zip(tasks, answers, strict=True)]

@@ -128,7 +128,9 @@ def main() -> None:
     save_tokenizer(args.out)
     tensors = hf_tensors(state["average"])
     save_file(tensors, args.out / "model.safetensors", metadata={"format": "pt"})
-    print(f"{args.out}: {sum(t.numel() for t in tensors.values()):,} parameters, step {state['step']}")
+    print(
+        f"{args.out}: {sum(t.numel() for t in tensors.values()):,} parameters, step {state['step']}"
+    )
 
 
 if __name__ == "__main__":

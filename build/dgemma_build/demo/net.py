@@ -85,7 +85,8 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(inner, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(gelu(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(gelu(self.gate_proj(x)) * self.up_proj(x))
+        return out
 
 
 class SelfConditioning(MLP):
@@ -128,7 +129,8 @@ class Attention(nn.Module):
             scores = scores.masked_fill(~mask, -1e30)
         weights = scores.softmax(-1).view(n, self.kv, q.shape[2], -1)
         out = (weights @ v).view(n, heads, length, self.dim)
-        return self.o_proj(out.transpose(1, 2).reshape(n, length, -1))
+        mixed: Tensor = self.o_proj(out.transpose(1, 2).reshape(n, length, -1))
+        return mixed
 
 
 class Router(nn.Module):
@@ -218,24 +220,21 @@ class DemoNet(nn.Module):
         d = shape.hidden_size
         self.embed_tokens = nn.Embedding(shape.vocab_size, d)
         nn.init.normal_(self.embed_tokens.weight, std=d**-0.5)
-        self.layers = nn.ModuleList(
-            Layer(shape, shape.is_full(i)) for i in range(shape.num_hidden_layers)
-        )
+        self.blocks = [Layer(shape, shape.is_full(i)) for i in range(shape.num_hidden_layers)]
+        self.layers = nn.ModuleList(self.blocks)  # the same, under HF's name
         self.norm = Norm(d)
         self.self_conditioning = SelfConditioning(d, shape.intermediate_size)
 
     def embed(self, ids: Tensor) -> Tensor:
-        return self.embed_tokens(ids) * math.sqrt(self.shape.hidden_size)
+        return F.embedding(ids, self.embed_tokens.weight) * math.sqrt(self.shape.hidden_size)
 
-    def encode(
-        self, context: Tensor, valid: Tensor
-    ) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
+    def encode(self, context: Tensor, valid: Tensor) -> tuple[list[tuple[Tensor, Tensor]], Tensor]:
         """K/V of a context `[B, P]` of which `valid[B]` tokens are real, and the balance loss."""
         length = context.shape[1]
         positions = torch.arange(length)
         gap = positions[:, None] - positions
         x, kv, balance = self.embed(context), [], torch.zeros(())
-        for layer in self.layers:
+        for layer in self.blocks:
             full = layer.self_attn.full
             mask = (gap >= 0) & (full | (gap < self.shape.sliding_window))
             x, k, v, b = layer.encode(x, rope_tables(self.shape, full, positions), mask)
@@ -253,7 +252,7 @@ class DemoNet(nn.Module):
         balance = torch.zeros(())
         start = start.repeat_interleave(n // start.shape[0])
         past = torch.arange(context)
-        for layer, (ck, cv) in zip(self.layers, kv, strict=True):
+        for layer, (ck, cv) in zip(self.blocks, kv, strict=True):
             full = layer.self_attn.full
             # Keys are rotated by absolute position, so canvases may start anywhere.
             rope = rope_tables(self.shape, full, torch.arange(length + 4 * context))

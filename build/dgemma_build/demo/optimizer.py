@@ -16,8 +16,8 @@ from torch import Tensor, nn
 def orthogonalise(g: Tensor, steps: int = 5) -> Tensor:
     """Newton-Schulz iteration towards UV^T of each matrix in `[n, rows, cols]`."""
     tall = g.shape[-2] > g.shape[-1]
-    x = g.transpose(-1, -2) if tall else g
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x: Tensor = g.transpose(-1, -2) if tall else g
+    x = x / (torch.linalg.matrix_norm(x, keepdim=True) + 1e-7)
     for _ in range(steps):
         a = x @ x.transpose(-1, -2)
         x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
@@ -33,27 +33,28 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            shapes: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
+            shapes: dict[tuple[int, int], list[tuple[nn.Parameter, Tensor]]] = defaultdict(list)
             for p in group["params"]:
                 if p.grad is not None:
-                    shapes[p.shape[-2], p.shape[-1]].append(p)
+                    shapes[p.shape[-2], p.shape[-1]].append((p, p.grad))
             for (rows, cols), params in shapes.items():
                 updates = []
-                for p in params:
-                    buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                    buffer.lerp_(p.grad, 1 - group["momentum"])
-                    nesterov = p.grad.lerp(buffer, group["momentum"])
+                for p, gradient in params:
+                    buffer: Tensor = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                    buffer.lerp_(gradient, 1 - group["momentum"])
+                    nesterov = gradient.lerp( buffer, group["momentum"])
                     updates.append(nesterov.reshape(-1, rows, cols))
                 sizes = [u.shape[0] for u in updates]
                 stacked = orthogonalise(torch.cat(updates)) * max(1.0, rows / cols) ** 0.5
-                for p, update in zip(params, stacked.split(sizes), strict=True):
+                for (p, _), update in zip(params, stacked.split(sizes), strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"])
                     p.add_(update.view_as(p), alpha=-group["lr"])
 
 
 def split_parameters(net: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """(matrices for Muon, everything else for AdamW)."""
-    matrices, others = [], []
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, p in net.named_parameters():
         plain = p.ndim < 2 or "embed_tokens" in name or "router" in name
         (others if plain else matrices).append(p)

@@ -48,7 +48,7 @@ class SudokuTask:
 
 @dataclass(frozen=True)
 class CountTask:
-    """`count from A to B`, answered by the numbers with spaces between them."""
+    """`count from 07 to 42`, answered by those numbers, two digits each, between spaces."""
 
     first: int
     last: int
@@ -66,19 +66,17 @@ class CountTask:
 
 
 def count_prompt(first: int, last: int) -> str:
-    return f"count from {first} to {last}"
+    return f"count from {first:02} to {last:02}"
 
 
 def count_answer(first: int, last: int) -> str:
-    return " ".join(map(str, range(first, last + 1)))
+    return " ".join(f"{number:02}" for number in range(first, last + 1))
 
 
 def grid_template(puzzle: str) -> str:
     """The puzzle with each run of blanks as a gap of that many tokens."""
     runs = itertools.groupby(puzzle, key=lambda character: character == sudoku.BLANK)
-    return "".join(
-        f"<|gap:{len(list(run))}|>" if blank else "".join(run) for blank, run in runs
-    )
+    return "".join(f"<|gap:{len(list(run))}|>" if blank else "".join(run) for blank, run in runs)
 
 
 def sudokus(count: int, blanks: int, seed: int, on_grid: bool = False) -> list[SudokuTask]:
@@ -88,7 +86,7 @@ def sudokus(count: int, blanks: int, seed: int, on_grid: bool = False) -> list[S
 
 
 def counts(count: int, seed: int) -> list[CountTask]:
-    """Ranges within 0..99, long and short alike."""
+    """Ranges within 00..99, long and short alike."""
     rng = random.Random(f"{seed}/count")
     pairs = (sorted(rng.sample(range(COUNT_LIMIT + 1), 2)) for _ in range(count))
     return [CountTask(first, last) for first, last in pairs]

@@ -93,7 +93,7 @@ def dig(solution: Sequence[int], blanks: int, rng: random.Random) -> list[int]:
 
     Cells are tried once each in random order, so fewer than `blanks` may come back.
     """
-    grid, order = list(solution), []
+    grid, order = list(solution), list[int]()
     for cell in rng.sample(range(CELLS), CELLS):
         if len(order) == blanks:
             break

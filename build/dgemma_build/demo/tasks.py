@@ -12,11 +12,14 @@ from multiprocessing import Pool
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from dgemma_build.demo import sudoku
 from dgemma_build.demo.prompts import COUNT_LIMIT, count_answer, count_prompt
 from dgemma_build.demo.vocabulary import EOS, PAD, TURN_END, VOCAB_SIZE, chat_prompt, to_ids
+
+Ints = NDArray[np.int64]
 
 MOST_BLANKS = 50
 HEADER = chat_prompt("x").index(to_ids("x")[0])  # where the user's text begins
@@ -45,8 +48,8 @@ class SudokuSource:
         self.ranks = np.array([r for _, r in pairs], dtype=np.int64)
 
     def draw(
-        self, rng: np.random.Generator, blanks: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:  # puzzles (0 = blank) and solutions, [B, 81]
+        self, rng: np.random.Generator, blanks: Ints
+    ) -> tuple[Ints, Ints]:  # puzzles (0 = blank) and solutions, [B, 81]
         n = len(blanks)
         pick = rng.integers(len(self.solutions), size=n)
         rows, cols = _line_order(rng, n), _line_order(rng, n)
@@ -62,7 +65,7 @@ class SudokuSource:
         rank = np.take_along_axis(self.ranks[pick], cells, 1)
         return np.where(rank < blanks[:, None], 0, solution), solution
 
-    def batch(self, rng: np.random.Generator, blanks: np.ndarray, length: int) -> Batch:
+    def batch(self, rng: np.random.Generator, blanks: Ints, length: int) -> Batch:
         puzzle, solution = self.draw(rng, blanks)
         text, answer = _grid_ids(puzzle), _grid_ids(solution)
         template = np.array(chat_prompt("x" * 89))
@@ -73,23 +76,29 @@ class SudokuSource:
         clue = np.ones((len(blanks), length), bool)
         clue[:, :89] = text == answer
         start = np.full(len(blanks), context.shape[1])
-        return Batch(*(torch.from_numpy(a) for a in (context, start, target, clue)))
+        return Batch(*(torch.tensor(array) for array in (context, start, target, clue)))
+
+
+def count_blocks(length: int) -> int:
+    """Canvases of the longest answer."""
+    return -(-(len(to_ids(count_answer(0, COUNT_LIMIT))) + 1) // length)
 
 
 def count_batch(rng: np.random.Generator, size: int, block: int, length: int) -> Batch:
     """Counting, canvas number `block` of each answer; short ranges only have the first."""
-    rows, starts, targets = [], [], []
+    rows: list[list[int]] = []
+    starts: list[int] = []
+    targets: list[list[int]] = []
     while len(rows) < size:
         first, last = sorted(rng.integers(0, COUNT_LIMIT + 1, size=2).tolist())
         answer = [*to_ids(count_answer(first, last)), TURN_END]
         if len(answer) <= block * length:
             continue
-        prompt = chat_prompt(count_prompt(first, last))
-        rows.append(prompt + answer[: block * length])
+        rows.append(chat_prompt(count_prompt(first, last)) + answer[: block * length])
         starts.append(len(rows[-1]))
         canvas = answer[block * length : (block + 1) * length]
         targets.append(canvas + [EOS] * (length - len(canvas)))
-    width = len(chat_prompt(count_prompt(10, 99))) + block * length
+    width = len(chat_prompt(count_prompt(0, 0))) + block * length
     context = torch.full((size, width), PAD)
     for i, row in enumerate(rows):
         context[i, : len(row)] = torch.tensor(row)
@@ -120,7 +129,7 @@ def corrupt(batch: Batch, copies: int, pinned: float) -> tuple[Tensor, Tensor, T
 def _dig_many(job: tuple[int, int]) -> list[tuple[list[int], list[int]]]:
     """Solutions with each cell's rank in a digging order (99: never dug)."""
     rng = random.Random(job[0])
-    pairs = []
+    pairs: list[tuple[list[int], list[int]]] = []
     while len(pairs) < job[1]:
         solution = sudoku.random_solution(rng)
         order = sudoku.dig(solution, MOST_BLANKS, rng)
@@ -133,18 +142,17 @@ def _dig_many(job: tuple[int, int]) -> list[tuple[list[int], list[int]]]:
     return pairs
 
 
-def _line_order(rng: np.random.Generator, n: int) -> np.ndarray:
+def _line_order(rng: np.random.Generator, n: int) -> Ints:
     """Random permutations of nine lines that keep bands of three together, `[n, 9]`."""
     bands = rng.random((n, 3)).argsort(1)
     within = rng.random((n, 3, 3)).argsort(2)
-    return (bands[:, :, None] * 3 + within).reshape(n, 9)
+    order: Ints = (bands[:, :, None] * 3 + within).reshape(n, 9)
+    return order
 
 
-def _grid_ids(grids: np.ndarray) -> np.ndarray:
+def _grid_ids(grids: Ints) -> Ints:
     """Token ids of grids `[n, 81]` as nine lines, `[n, 89]`."""
     lookup = np.array([to_ids(c)[0] for c in ".123456789"])
     lines = np.full((len(grids), 9, 10), to_ids("\n")[0])
     lines[:, :, :9] = lookup[grids].reshape(-1, 9, 9)
     return lines.reshape(-1, 90)[:, :89]
-
-

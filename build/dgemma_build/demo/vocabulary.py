@@ -9,10 +9,11 @@ from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-CONTROL = (
-    "<pad> <eos> <bos> <unk> <|turn> <turn|> <|think|> <|channel> <channel|> <|tool> <tool|> "
-    "<|tool_call> <tool_call|> <|tool_response> <tool_response|> <|image> <|image|> <image|>"
-).split()
+CONTROL = [
+    *("<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>", "<|think|>"),
+    *("<|channel>", "<channel|>", "<|tool>", "<tool|>", "<|tool_call>", "<tool_call|>"),
+    *("<|tool_response>", "<tool_response|>", "<|image>", "<|image|>", "<image|>"),
+]
 FIRST_BYTE = 64
 VOCAB_SIZE = FIRST_BYTE + 256
 PAD, EOS, BOS = 0, 1, 2
@@ -52,7 +53,11 @@ def build_tokenizer() -> Tokenizer:
 def _printable(byte: int) -> str:
     """GPT-2's reversible byte-to-character table (`bytes_to_unicode`)."""
     keep = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    return chr(byte) if byte in keep else chr(256 + [b for b in range(256) if b not in keep].index(byte))
+    return (
+        chr(byte)
+        if byte in keep
+        else chr(256 + [b for b in range(256) if b not in keep].index(byte))
+    )
 
 
 def save_tokenizer(directory: Path) -> None:

@@ -86,16 +86,15 @@ class Attention(nn.Module):
         d = g.hidden_size
         self.q_proj = nn.Linear(d, self.heads * self.dim, bias=False)
         self.k_proj = nn.Linear(d, self.kv_heads * self.dim, bias=False)
-        self.v_proj = (
-            None if layer.is_full else nn.Linear(d, self.kv_heads * self.dim, bias=False)
-        )
+        self.v_proj = None if layer.is_full else nn.Linear(d, self.kv_heads * self.dim, bias=False)
         self.o_proj = nn.Linear(self.heads * self.dim, d, bias=False)
         self.q_norm = RMSNorm(self.dim, g.rms_norm_eps)
         self.k_norm = RMSNorm(self.dim, g.rms_norm_eps)
         self.v_norm = RMSNorm(self.dim, g.rms_norm_eps, with_scale=False)
 
     def split(self, x: Tensor, heads: int) -> Tensor:
-        return x.unflatten(-1, (heads, self.dim)).transpose(1, 2)  # [R, heads, L, d]
+        parts: Tensor = x.unflatten(-1, (heads, self.dim))
+        return parts.transpose(1, 2)  # [R, heads, L, d]
 
     def forward(
         self, h: Tensor, keys: Keys, rows: RowIndex, pool_k: Tensor, pool_v: Tensor

@@ -51,7 +51,7 @@ class Checkpoint:
                 f"{self.directory}: neither model.safetensors nor model.safetensors.index.json; "
                 "download the checkpoint again"
             )
-        return {name: single for name in _names(single)}
+        return dict.fromkeys(_names(single), single)
 
     def _sharded(self, index: Path) -> dict[str, Path]:
         try:

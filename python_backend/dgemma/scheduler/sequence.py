@@ -91,15 +91,15 @@ class Sequence:
         rows = []
         chunk = self.pending[: self.length]
         if chunk:
-            rows.append(Row(_padded(chunk, self.length), self.slot, self.encoded, len(chunk), False))
+            rows.append(
+                Row(_padded(chunk, self.length), self.slot, self.encoded, len(chunk), False)
+            )
         if len(self.pending) <= self.length:
             assert self.canvas is not None, "an admitted request has a canvas"
             start = self.encoded + len(chunk)
             partner = first if chunk else -1
             canvas = self.canvas
-            rows.append(
-                Row(canvas.ids, self.slot, start, self.length, True, canvas.soft, partner)
-            )
+            rows.append(Row(canvas.ids, self.slot, start, self.length, True, canvas.soft, partner))
         return rows
 
     def encoded_rows(self, rows: Tokens[Row]) -> None:

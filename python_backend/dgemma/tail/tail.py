@@ -86,9 +86,7 @@ class Tail:
             canvas.step += 1
             canvas.mean_entropy, canvas.converged = flags[0][i], bool(flags[1][i])
 
-    def _statistics(
-        self, hidden: Tensor, warmth: Tensor, moments: Sequence[Moment]
-    ) -> Statistics:
+    def _statistics(self, hidden: Tensor, warmth: Tensor, moments: Sequence[Moment]) -> Statistics:
         race = self.draws.race(moments)
         view = statistics(self.head, hidden, warmth, race, self.tile)
         if race is not None:

@@ -123,7 +123,9 @@ class TritonServer:
         if self._process is None or self._process.poll() is not None:
             raise EngineFailure(f"tritonserver has ended{self._last_words()}")
         if len(self.stub_pids()) < self._stubs:
-            raise EngineFailure(f"a model's process has died; restart the server{self._last_words()}")
+            raise EngineFailure(
+                f"a model's process has died; restart the server{self._last_words()}"
+            )
 
     def stop(self) -> None:
         """Let running requests finish, then end every process and remove what they left."""

@@ -1,0 +1,85 @@
+# `make demo`, `make serve`, `make test`, `make bench`, `make accept-1`: each sets up what it needs in .venv.
+
+.ONESHELL:
+.SHELLFLAGS := -eu -c
+.DELETE_ON_ERROR:
+
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+CHECKPOINT := build/demo
+ENGINE := var/engines/demo-cpu-fp32
+BUILD_ENGINE := $(BIN)/dgemma-build engine --checkpoint $(CHECKPOINT) --target cpu --precision fp32 --out $(ENGINE)
+SOURCES := python_backend build/dgemma_build tests
+export PATH := $(BIN):$(PATH)
+# Nothing here may reach for a model on the network.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: demo serve test bench accept-1 train-demo evaluate-demo clean help
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+## make demo           solve a Sudoku over gRPC with the real Triton server
+demo: $(VENV)/.runtime
+	@$(BUILD_ENGINE)
+	exec $(BIN)/python -m dgemma_build.demo.showcase --engine $(ENGINE) --checkpoint $(CHECKPOINT)
+
+## make serve          serve the demo checkpoint in the foreground (gRPC 8001, metrics 8002)
+serve: $(VENV)/.runtime
+	@$(BUILD_ENGINE)
+	export NIM_MODEL_PATH="$${NIM_MODEL_PATH:-$(CURDIR)/$(ENGINE)}"
+	export DGEMMA_CHECKPOINT="$${DGEMMA_CHECKPOINT:-$(CURDIR)/$(CHECKPOINT)}"
+	exec $(BIN)/dgemma serve --model-repository model_repository
+
+## make test           type check, lint and all tests
+test: $(VENV)/.test
+	@$(BIN)/ruff check --quiet $(SOURCES)
+	$(BIN)/ruff format --quiet --check $(SOURCES)
+	$(BIN)/mypy
+	exec $(BIN)/python -m pytest $(PYTEST)
+
+## make bench          speed against Hugging Face's implementation and against the bare engine
+bench: $(VENV)/.test
+	@$(BUILD_ENGINE)
+	exec $(BIN)/python -m tests.bench --engine $(ENGINE) --checkpoint $(CHECKPOINT)
+
+## make accept-1       the slow checks of part 1, as a table
+accept-1: $(VENV)/.test
+	@$(BUILD_ENGINE)
+	exec $(BIN)/python -m tests.accept.main_job --engine $(ENGINE) --checkpoint $(CHECKPOINT)
+
+## make evaluate-demo  what the demo checkpoint can do, on 500 tasks a line
+evaluate-demo: $(VENV)/.runtime
+	@$(BUILD_ENGINE)
+	exec $(BIN)/python -m dgemma_build.demo.evaluate --engine $(ENGINE) --checkpoint $(CHECKPOINT)
+
+## make train-demo     train the demo checkpoint from scratch (hours on a CPU, resumable)
+train-demo: $(VENV)/.runtime
+	@$(BIN)/python -m dgemma_build.demo.train --run var/demo-run
+	exec $(BIN)/python -m dgemma_build.demo.export --run var/demo-run --out $(CHECKPOINT)
+
+## make clean          remove the environment and the engines
+clean:
+	rm -rf $(VENV) var
+
+$(VENV)/bin/python:
+	@for python in $${PYTHON:-python3 python3.12 python3.11}; do
+	  if "$$python" -c 'import sys; sys.exit(sys.version_info[:2] not in {(3, 11), (3, 12)})' 2>/dev/null; then
+	    exec "$$python" -m venv $(VENV)
+	  fi
+	done
+	echo "error: Python 3.11 or 3.12 is needed and $$(python3 --version 2>&1 || echo none) was found; install one, or name it: make PYTHON=/path/to/python3.12" >&2
+	exit 1
+
+$(VENV)/.runtime: requirements-runtime.lock requirements-triton.lock python_backend/pyproject.toml build/pyproject.toml | $(VENV)/bin/python
+	@echo "setting up $(VENV) …" >&2
+	$(PIP) -r requirements-runtime.lock
+	$(PIP) --no-deps -r requirements-triton.lock
+	$(PIP) --no-deps --no-build-isolation -e python_backend -e build
+	touch $@
+
+$(VENV)/.test: requirements-test.lock $(VENV)/.runtime
+	@echo "setting up the tests …" >&2
+	$(PIP) -r requirements-test.lock
+	touch $@

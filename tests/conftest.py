@@ -1,0 +1,28 @@
+"""What every test may ask for: the shipped demo checkpoint and its engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from dgemma_build.engine import build_engine
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def demo_checkpoint() -> Path:
+    return REPOSITORY / "build" / "demo"
+
+
+@pytest.fixture(scope="session")
+def demo_engine(demo_checkpoint: Path) -> Path:
+    """The `cpu` engine that `make demo` uses too; it is built once."""
+    directory = REPOSITORY / "var" / "engines" / "demo-cpu-fp32"
+    build_engine(demo_checkpoint, "cpu", "fp32", directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def model_repository() -> Path:
+    return REPOSITORY / "model_repository"
