@@ -6,7 +6,7 @@
 
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 CHECKPOINT := build/demo
 ENGINE := var/engines/demo-cpu-fp32
 BUILD_ENGINE := $(BIN)/dgemma-build engine --checkpoint $(CHECKPOINT) --target cpu --precision fp32 --out $(ENGINE)
@@ -30,6 +30,7 @@ serve: $(VENV)/.runtime
 	@$(BUILD_ENGINE)
 	export NIM_MODEL_PATH="$${NIM_MODEL_PATH:-$(CURDIR)/$(ENGINE)}"
 	export DGEMMA_CHECKPOINT="$${DGEMMA_CHECKPOINT:-$(CURDIR)/$(CHECKPOINT)}"
+	export DGEMMA_HOST="$${DGEMMA_HOST:-127.0.0.1}"
 	exec $(BIN)/dgemma serve --model-repository model_repository
 
 ## make test           type check, lint and all tests
@@ -73,7 +74,7 @@ $(VENV)/bin/python:
 	exit 1
 
 $(VENV)/.runtime: requirements-runtime.lock requirements-triton.lock python_backend/pyproject.toml build/pyproject.toml | $(VENV)/bin/python
-	@echo "setting up $(VENV) …" >&2
+	@echo "setting up $(VENV): some 300 MB of wheels, a minute or two …" >&2
 	$(PIP) -r requirements-runtime.lock
 	$(PIP) --no-deps -r requirements-triton.lock
 	$(PIP) --no-deps --no-build-isolation -e python_backend -e build

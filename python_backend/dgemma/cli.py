@@ -136,6 +136,24 @@ def generate(
 
 
 @app.command()
+def serve(
+    model_repository: Annotated[
+        Path, typer.Option(help="Triton model repository.", exists=True, file_okay=False)
+    ],
+) -> None:
+    """Serve in the foreground; settings come from the environment (NIM_*, DGEMMA_*)."""
+    from dgemma.serve import serve as run
+
+    try:
+        run(model_repository)
+    except DgemmaError as error:
+        code = BAD_INPUT if isinstance(error, ConfigurationError) else SERVER_FAILED
+        _fail(str(error), code)
+    except KeyboardInterrupt:
+        _fail("interrupted before the service was ready", INTERRUPTED)
+
+
+@app.command()
 def replay(
     checkpoint: Annotated[
         Path, typer.Option(help="Hugging Face checkpoint.", exists=True, file_okay=False)

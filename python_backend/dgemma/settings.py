@@ -44,6 +44,11 @@ class Settings(BaseSettings):
         validation_alias="DGEMMA_CHECKPOINT",
         description="the checkpoint directory of that engine, with its tokenizer and configuration",
     )
+    host: str = Field(
+        "0.0.0.0",
+        validation_alias="DGEMMA_HOST",
+        description="the address to listen on, such as 127.0.0.1; 0.0.0.0 is every one",
+    )
     grpc_port: Port = Field(
         8001,
         validation_alias="NIM_TRITON_GRPC_PORT",

@@ -42,7 +42,7 @@ class Muon(torch.optim.Optimizer):
                 for p, gradient in params:
                     buffer: Tensor = self.state[p].setdefault("momentum", torch.zeros_like(p))
                     buffer.lerp_(gradient, 1 - group["momentum"])
-                    nesterov = gradient.lerp( buffer, group["momentum"])
+                    nesterov = gradient.lerp(buffer, group["momentum"])
                     updates.append(nesterov.reshape(-1, rows, cols))
                 sizes = [u.shape[0] for u in updates]
                 stacked = orthogonalise(torch.cat(updates)) * max(1.0, rows / cols) ** 0.5

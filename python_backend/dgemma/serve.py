@@ -1,0 +1,60 @@
+"""Keeps the service in the foreground: one Triton server, until a signal asks it to end.
+
+Knows settings and signals; how a server starts and stops is `dgemma.triton_server`'s.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dgemma.settings import Settings
+from dgemma.triton_server.server import TritonServer
+
+CHECK_EVERY_S = 1.0
+
+
+def serve(model_repository: Path) -> None:
+    """Serve until SIGINT or SIGTERM; requests in flight are finished.
+
+    Raises ConfigurationError where the server cannot start and EngineFailure where it dies.
+    """
+    settings = Settings.load()
+    stop = threading.Event()
+    server = TritonServer(
+        model_repository,
+        env=settings.environment(),
+        host=settings.host,
+        grpc_port=settings.grpc_port,
+        metrics_port=settings.metrics_port,
+        drain_timeout_s=settings.drain_timeout_s,
+    )
+    with _on_signal(_interrupt), server, _on_signal(stop.set):
+        print(
+            f"ready: gRPC {server.grpc_url}, metrics {server.metrics_url}, "
+            f"{settings.slots} slots; Ctrl-C stops it",
+            flush=True,
+        )
+        while not stop.wait(CHECK_EVERY_S):
+            server.check()
+        print("stopping: finishing what is in flight", flush=True)
+
+
+def _interrupt() -> None:
+    """While the server starts or stops, a signal ends it at once and cleanly."""
+    raise KeyboardInterrupt
+
+
+@contextmanager
+def _on_signal(action: Callable[[], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM call `action` inside the block."""
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = {number: signal.signal(number, lambda *_: action()) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
