@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from dgemma_build.engine import build_engine
 
 REPOSITORY = Path(__file__).resolve().parent.parent

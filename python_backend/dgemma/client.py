@@ -160,7 +160,9 @@ class Client:
 
 
 def _await_end(call: Any) -> None:
-    """Lets Triton end a finished stream by itself; cancelling one there keeps the model from unloading."""
+    """Lets Triton end a finished stream by itself: a model whose streams are cancelled at that
+    point never unloads.
+    """
     with suppress(grpc.RpcError):
         for _ in call:
             pass

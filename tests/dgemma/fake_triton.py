@@ -54,7 +54,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.cancelled.set()  # releases scripts that wait for it
         self._server.stop(grace=None).wait()
 
-    def ModelStreamInfer(  # noqa: N802, the name is KServe's
+    def ModelStreamInfer(
         self, requests: Iterator[Any], context: grpc.ServicerContext
     ) -> Iterator[Any]:
         request = next(requests)

@@ -10,7 +10,7 @@ from dgemma.answer import Answer, Delta, annotate
 from dgemma.chat import ChatTokenizer
 from dgemma.sampling import Sampling
 from dgemma_build.demo.vocabulary import BOS, EOS, PAD, TURN_END, to_ids
-from tiny_checkpoint import byte_level_words, byte_tokenizer, gemma_like
+from tests.tiny_checkpoint import byte_level_words, byte_tokenizer, gemma_like
 
 TOKENIZER = byte_tokenizer()
 GEMMA_LIKE = ChatTokenizer(gemma_like())

@@ -12,7 +12,7 @@ from tokenizers import decoders, processors
 from dgemma.chat import ChatTokenizer
 from dgemma.errors import ConfigurationError, InvalidRequest
 from dgemma_build.demo.vocabulary import BOS, EOS, ROLES, build_tokenizer, chat_prompt, to_ids
-from tiny_checkpoint import byte_tokenizer, write_checkpoint
+from tests.tiny_checkpoint import byte_tokenizer, write_checkpoint
 
 TOKENIZER = byte_tokenizer()
 # Text without anything that the demo's vocabulary has a token of its own for.

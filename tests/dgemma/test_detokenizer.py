@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from dgemma.detokenizer import BYTE_OF, Detokenizer, Piece, Vocabulary
 from dgemma_build.demo.vocabulary import BOS, EOS, build_tokenizer, to_ids
-from tiny_checkpoint import byte_level_words, byte_spelling, gemma_like
+from tests.tiny_checkpoint import byte_level_words, byte_spelling, gemma_like
 
 
 def spaced_words() -> Tokenizer:

@@ -8,7 +8,7 @@ import pytest
 
 from dgemma.errors import ConfigurationError
 from dgemma.generation import GenerationDefaults
-from tiny_checkpoint import write_checkpoint
+from tests.tiny_checkpoint import write_checkpoint
 
 
 def read(directory: Path, generation: dict[str, Any]) -> GenerationDefaults:

@@ -19,7 +19,7 @@ from dgemma_build.demo.vocabulary import (
     chat_prompt,
     to_ids,
 )
-from tiny_checkpoint import DEFAULTS, byte_tokenizer
+from tests.tiny_checkpoint import DEFAULTS, byte_tokenizer
 
 SEED = 1234
 TOKENIZER = byte_tokenizer()

@@ -8,7 +8,7 @@ import pytest
 
 from dgemma.errors import InvalidRequest
 from dgemma.sampling import Sampling, SamplingParameters
-from tiny_checkpoint import DEFAULTS
+from tests.tiny_checkpoint import DEFAULTS
 
 CHECKPOINT = Sampling(
     max_new_tokens=64,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from dgemma.errors import InvalidRequest
 from dgemma.template import FREE, parse_template, pin
 from dgemma_build.demo.vocabulary import EOS, TURN_END, to_ids
-from tiny_checkpoint import byte_tokenizer
+from tests.tiny_checkpoint import byte_tokenizer
 
 ENCODE = byte_tokenizer().encode
 

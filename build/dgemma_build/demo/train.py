@@ -81,7 +81,8 @@ class Training:
             self._resume(torch.load(self.path, map_location=torch.get_default_device()))
         torch.manual_seed(seed + self.done)
         self.rng = np.random.default_rng(seed + self.done)
-        self.loss = torch.compile(loss, dynamic=False)
+        # On a CPU, compiling takes longer than it saves.
+        self.loss = torch.compile(loss, dynamic=False) if torch.cuda.is_available() else loss
 
     def _resume(self, state: dict[str, Any]) -> None:
         self.net.load_state_dict(state["net"])
