@@ -51,7 +51,7 @@ class _PureNetwork(nn.Module):
 
 
 def emit(
-    geometry: Geometry, dtype: torch.dtype = torch.float32, dense_experts: bool = False
+    geometry: Geometry, dtype: torch.dtype = torch.float32, fused: bool = False
 ) -> onnx.ModelProto:
     """The graph of one pass; weights are inputs named as `Network`'s parameters.
 
@@ -59,7 +59,7 @@ def emit(
     about a minute for 30 layers, and no memory for weights.
     """
     with torch.device("meta"):
-        network = Network(geometry, dense_experts).eval()
+        network = Network(geometry, fused).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
         arguments = _example(geometry, network, dtype)
         with warnings.catch_warnings(), torch.no_grad():

@@ -18,6 +18,7 @@ import torch
 
 import dgemma.model.attention
 import dgemma.model.experts
+import dgemma.model.fused
 import dgemma.model.layers
 import dgemma.model.network
 import dgemma_build.emit
@@ -30,12 +31,14 @@ from dgemma_build.emit import emit
 from dgemma_build.store import write_store
 
 GRAPH, WEIGHTS = "graph.onnx", "weights.safetensors"
-# On a CPU the detour over gathered tokens costs more than this many tiny experts computed densely.
-DENSE_EXPERTS = 8
+# On a CPU the detour over gathered tokens costs more than this many tiny experts computed for every
+# token, and so small a network is bound by the number of its operations.
+FEW_EXPERTS = 8
 SUPPORTED = {"cpu": {"fp32": torch.float32}}
 _DEFINITION = (
     dgemma.model.attention,
     dgemma.model.experts,
+    dgemma.model.fused,
     dgemma.model.layers,
     dgemma.model.network,
     dgemma_build.emit,
@@ -86,7 +89,7 @@ def build_engine(
         loaded = load_tensors(tensors, geometry)
         places = write_store(work / WEIGHTS, shapes, dtype, loaded, advance)
         progress("graph", 0, 1)
-        graph = emit(geometry, dtype, dense_experts=geometry.num_experts <= DENSE_EXPERTS)
+        graph = emit(geometry, dtype, fused=geometry.num_experts <= FEW_EXPERTS)
         attach_weights(graph, WEIGHTS, places)
         onnx.save(graph, work / GRAPH)
         progress("graph", 1, 1)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from dgemma.answer import Answer
 from dgemma.chat import ChatTokenizer
 from dgemma.engine.base import Capacity, Engine
@@ -54,6 +56,10 @@ def assemble(
     )
     capacity = Capacity(slots, context, 2 * slots)
     engine = open_engine(engine_directory, manifest, capacity, threads)
+    if manifest.target == "cpu":
+        # Torch runs the tail alone, whose operations are too small to share; more threads of its
+        # own would fight the engine's for the cores.
+        torch.set_num_threads(1)
     tail = Tail(
         Head(engine.embedding(), geometry.final_logit_softcapping),
         SeededDraws(geometry.canvas_length, geometry.vocab_size),

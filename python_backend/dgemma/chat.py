@@ -136,7 +136,9 @@ def _read_tokenizer(path: Path) -> Tokenizer:
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises plain Exception for any content
-        raise ConfigurationError(f"{path}: not a tokenizer: {error}") from None
+        raise ConfigurationError(
+            f"{path}: not a tokenizer: {error}; copy it again from the checkpoint's source"
+        ) from None
 
 
 def _read_special_tokens(path: Path) -> dict[str, str]:

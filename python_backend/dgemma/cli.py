@@ -205,9 +205,9 @@ def _print_text(updates: Iterable[Update]) -> Generator[Update, None, None]:
     ended = True
     try:
         for update in updates:
-            print(safe(update.text), end="", flush=True)
-            if update.text:
+            if update.text:  # before it is printed: an interrupt may come right behind that
                 ended = update.text.endswith("\n")
+            print(safe(update.text), end="", flush=True)
             yield update
     finally:
         if not ended:

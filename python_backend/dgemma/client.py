@@ -25,6 +25,7 @@ from dgemma.client_errors import (
     RequestRejected,
     ServerFailure,
     Unavailable,
+    from_message,
     from_rpc_error,
 )
 from dgemma.kserve import RequestOptions, StreamMode, Update, decode_response, encode_request
@@ -50,8 +51,6 @@ DEFAULT_URL = "localhost:8001"
 DEFAULT_TIMEOUT_S = 300.0
 MAX_TIMEOUT_S = 86_400.0  # every request has a deadline
 
-# Asks Triton to end a failed stream with a gRPC status; it would send a bare text otherwise.
-_METADATA = (("triton_grpc_error", "true"),)
 _HOST_AND_PORT = re.compile(r"[^\s/]+:[0-9]{1,5}")
 _CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
@@ -138,12 +137,12 @@ class Client:
         return gather(self.stream(prompt, stream="none", timeout_s=timeout_s, **options))
 
     def _updates(self, request: Any, timeout_s: float) -> Generator[Update, None, None]:
-        call = self._stub.ModelStreamInfer(iter((request,)), timeout=timeout_s, metadata=_METADATA)
+        call = self._stub.ModelStreamInfer(iter((request,)), timeout=timeout_s)
         try:
             for message in call:
-                if message.error_message:  # what Triton refuses before the model sees it
+                if message.error_message:
                     _await_end(call)
-                    raise ServerFailure(message.error_message, "UNKNOWN")
+                    raise from_message(message.error_message, url=self.url, timeout_s=timeout_s)
                 update = decode_response(message.infer_response)
                 if update is None:
                     continue

@@ -5,8 +5,13 @@ Knows status codes and what to do about each; knows nothing of requests or tenso
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+# How the service begins an error, so that its status survives Triton's streams, which carry a text
+# alone. (Triton can be asked for a gRPC status instead, by the metadata `triton_grpc_error`; in
+# 24.10 a refused request then ends the whole server now and then.)
+_STATUS = re.compile(r"\[([A-Z_]+)\] (.*)", re.DOTALL)
 # The gRPC core says these with UNAVAILABLE; other details are the server's own words.
 _NEVER_CONNECTED = ("failed to connect", "errors resolving", "DNS resolution failed")
 _CONNECTION_LOST = ("Socket closed", "Connection reset", "Broken pipe", "Cancelling all calls")
@@ -69,6 +74,13 @@ def from_status(code: str, details: str, *, url: str, timeout_s: float) -> Clien
     """The error for a finished call's status name and details."""
     kind = _BY_CODE.get(code, ServerFailure)
     return kind(_explain(kind, details, url=url, timeout_s=timeout_s), code)
+
+
+def from_message(message: str, *, url: str, timeout_s: float) -> ClientError:
+    """The error for a text in a stream: the service's, or what Triton itself refused."""
+    status = _STATUS.fullmatch(message)
+    code, details = status.groups() if status else ("UNKNOWN", message)
+    return from_status(code, details, url=url, timeout_s=timeout_s)
 
 
 def from_rpc_error(error: Any, *, url: str, timeout_s: float) -> ClientError:

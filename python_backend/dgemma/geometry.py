@@ -205,9 +205,13 @@ class _Reader:
             override = overrides.get(str(index)) or overrides.get(kind) or {}
             values |= {key: self.integer(key, source=override) for key in values if key in override}
         elif kind == FULL:
-            values["head_dim"] = int(self.text.get("global_head_dim") or 512)
-            shared = self.text.get("num_global_key_value_heads")
-            values["num_key_value_heads"] = int(shared or values["num_key_value_heads"])
+            values["head_dim"] = 512
+            for key, of_full in (
+                ("head_dim", "global_head_dim"),
+                ("num_key_value_heads", "num_global_key_value_heads"),
+            ):
+                if self.text.get(of_full) is not None:
+                    values[key] = self.integer(of_full)
         if values["head_dim"] % 2:
             raise self.fail("head_dim", f"must be even, got {values['head_dim']}")
         return LayerGeometry(kind, values["head_dim"], values["num_key_value_heads"])

@@ -92,7 +92,12 @@ class Responder:
     def _poll(self) -> None:
         began = time.monotonic()
         for conversation in list(self._watched):
-            if conversation.channel.is_cancelled():
+            try:
+                gone = conversation.channel.is_cancelled()
+            except Exception as error:  # one broken channel must not end the thread
+                self._fail(conversation, error)
+                continue
+            if gone:
                 conversation.cancelled = True
                 self._watched.discard(conversation)
                 self._cancel(conversation.request_id)

@@ -25,7 +25,8 @@ from dgemma.triton_server.python import check_numpy
 
 logger = logging.getLogger(__name__)
 
-# gRPC status to the names that TritonError has.
+# gRPC status to the names that TritonError has. Streams carry the text of an error alone, so the
+# status also stands in front of it.
 _CODES = {
     "INVALID_ARGUMENT": "INVALID_ARG",
     "RESOURCE_EXHAUSTED": "UNAVAILABLE",
@@ -109,10 +110,11 @@ class TritonChannel:
 
     def fail(self, error: Exception) -> None:
         codes = self._pb_utils.TritonError
-        name = _CODES.get(getattr(error, "grpc_code", "INTERNAL"), "INTERNAL")
+        status = getattr(error, "grpc_code", "INTERNAL")
+        name = _CODES.get(status, "INTERNAL")
         self._sender.send(
             self._pb_utils.InferenceResponse(
-                output_tensors=[], error=codes(str(error), getattr(codes, name))
+                output_tensors=[], error=codes(f"[{status}] {error}", getattr(codes, name))
             ),
             flags=self._pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL,
         )

@@ -128,7 +128,9 @@ def _print_lines(updates: Iterable[Update], console: Console) -> Generator[Updat
         if update.kind == "final":
             text = "".join(answer)
             shown = visible(text) if console.is_terminal else text
-            console.out(shown, highlight=False, end="" if shown.endswith("\n") else "\n")
+            # Not by way of rich, which replaces tabs and drops control characters.
+            console.file.write(shown if shown.endswith("\n") else shown + "\n")
+            console.file.flush()
         yield update
 
 

@@ -163,14 +163,12 @@ def one_block_then_wait(
 
 
 def failure(code: grpc.StatusCode, details: str, *, after: tuple[Any, ...] = ()) -> Script:
-    """Ends the stream with a status, as Triton does where the client asks for it."""
+    """An error of the service: a text that begins with its status."""
 
     def script(
         fake: FakeTriton, tensors: dict[str, Any], context: grpc.ServicerContext
     ) -> Iterator[Any]:
         yield from after
-        if fake.metadata[-1].get("triton_grpc_error") == "true":
-            context.abort(code, details)
-        yield refusal(details)
+        yield refusal(f"[{code.name}] {details}")
 
     return script

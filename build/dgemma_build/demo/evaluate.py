@@ -100,7 +100,7 @@ def evaluate(parts: Parts, count: int) -> list[Score]:
         score(parts, "Sudoku, 45 blanks", sudokus(count, 45, SEED)),
         score(parts, "Sudoku, 30 blanks, on the grid", sudokus(count, 30, SEED, on_grid=True)),
         score(parts, "Sudoku, 45 blanks, on the grid", sudokus(count, 45, SEED, on_grid=True)),
-        score(parts, "count from A to B", counts(count, SEED)),
+        score(parts, "count from A", counts(count, SEED)),
     ]
 
 

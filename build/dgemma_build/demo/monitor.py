@@ -51,7 +51,7 @@ def report(net: DemoNet, source: SudokuSource, seed: int = 0) -> str:
     tasks = {
         f"{blanks} blanks": source.batch(rng, np.full(SAMPLES, blanks), length)
         for blanks in (20, 30, 45)
-    } | {f"count[{block}]": count_batch(rng, SAMPLES, block, length) for block in (0, 1)}
+    } | {f"count[{block}]": count_batch(rng, SAMPLES, block, length) for block in (0, 1, 2)}
     parts = []
     for name, batch in tasks.items():
         answer, steps = rollout(net, batch)

@@ -48,29 +48,28 @@ class SudokuTask:
 
 @dataclass(frozen=True)
 class CountTask:
-    """`count from 07 to 42`, answered by those numbers, two digits each, between spaces."""
+    """`count from 07`, answered by 07 to 99, two digits each, between spaces."""
 
     first: int
-    last: int
 
     @property
     def prompt(self) -> str:
-        return count_prompt(self.first, self.last)
+        return count_prompt(self.first)
 
     @property
     def template(self) -> str | None:
         return None
 
     def is_right(self, answer: str) -> bool:
-        return answer == count_answer(self.first, self.last)
+        return answer == count_answer(self.first)
 
 
-def count_prompt(first: int, last: int) -> str:
-    return f"count from {first:02} to {last:02}"
+def count_prompt(first: int) -> str:
+    return f"count from {first:02}"
 
 
-def count_answer(first: int, last: int) -> str:
-    return " ".join(f"{number:02}" for number in range(first, last + 1))
+def count_answer(first: int) -> str:
+    return " ".join(f"{number:02}" for number in range(first, COUNT_LIMIT + 1))
 
 
 def grid_template(puzzle: str) -> str:
@@ -86,7 +85,6 @@ def sudokus(count: int, blanks: int, seed: int, on_grid: bool = False) -> list[S
 
 
 def counts(count: int, seed: int) -> list[CountTask]:
-    """Ranges within 00..99, long and short alike."""
+    """Beginnings within 00..99; answers take one to four canvases of the demo's."""
     rng = random.Random(f"{seed}/count")
-    pairs = (sorted(rng.sample(range(COUNT_LIMIT + 1), 2)) for _ in range(count))
-    return [CountTask(first, last) for first, last in pairs]
+    return [CountTask(rng.randint(0, COUNT_LIMIT)) for _ in range(count)]

@@ -81,24 +81,24 @@ class SudokuSource:
 
 def count_blocks(length: int) -> int:
     """Canvases of the longest answer."""
-    return -(-(len(to_ids(count_answer(0, COUNT_LIMIT))) + 1) // length)
+    return -(-(len(to_ids(count_answer(0))) + 1) // length)
 
 
 def count_batch(rng: np.random.Generator, size: int, block: int, length: int) -> Batch:
-    """Counting, canvas number `block` of each answer; short ranges only have the first."""
+    """Counting, canvas number `block` of each answer; short answers only have the first."""
     rows: list[list[int]] = []
     starts: list[int] = []
     targets: list[list[int]] = []
     while len(rows) < size:
-        first, last = sorted(rng.integers(0, COUNT_LIMIT + 1, size=2).tolist())
-        answer = [*to_ids(count_answer(first, last)), TURN_END]
+        first = int(rng.integers(0, COUNT_LIMIT + 1))
+        answer = [*to_ids(count_answer(first)), TURN_END]
         if len(answer) <= block * length:
             continue
-        rows.append(chat_prompt(count_prompt(first, last)) + answer[: block * length])
+        rows.append(chat_prompt(count_prompt(first)) + answer[: block * length])
         starts.append(len(rows[-1]))
         canvas = answer[block * length : (block + 1) * length]
         targets.append(canvas + [EOS] * (length - len(canvas)))
-    width = len(chat_prompt(count_prompt(0, 0))) + block * length
+    width = len(chat_prompt(count_prompt(0))) + block * length
     context = torch.full((size, width), PAD)
     for i, row in enumerate(rows):
         context[i, : len(row)] = torch.tensor(row)

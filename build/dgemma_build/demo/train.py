@@ -152,12 +152,18 @@ def main(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as bars:
         task = bars.add_task("training", total=steps, completed=training.done)
-        while training.done < steps:
-            recent.append(training.step(source, steps, count_share))
-            bars.update(task, advance=1, description=f"loss {mean(recent):.4f}")
-            if training.done % report_every == 0 or training.done == steps:
-                training.save()
-                console.print(f"{training.done}: {report(training.net, unseen)}", highlight=False)
+        try:
+            while training.done < steps:
+                recent.append(training.step(source, steps, count_share))
+                bars.update(task, advance=1, description=f"loss {mean(recent):.4f}")
+                if training.done % report_every == 0 or training.done == steps:
+                    training.save()
+                    line = f"{training.done}: loss {mean(recent):.4f}, " + report(
+                        training.net, unseen
+                    )
+                    console.print(line, highlight=False, soft_wrap=True)
+        finally:
+            training.save()
 
 
 if __name__ == "__main__":

@@ -96,15 +96,25 @@ class Attention(nn.Module):
         parts: Tensor = x.unflatten(-1, (heads, self.dim))
         return parts.transpose(1, 2)  # [R, heads, L, d]
 
-    def forward(
-        self, h: Tensor, keys: Keys, rows: RowIndex, pool_k: Tensor, pool_v: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Output `[R, L, D]` and fresh K, V `[R, G, L, d]`; pools are `[slots, G, W or N, d]`."""
+    def project(self, h: Tensor, keys: Keys) -> tuple[Tensor, Tensor, Tensor]:
+        """q `[R, H, L, d]`, k and v `[R, G, L, d]` of `h [R, L, D]`, normed and rotated."""
         raw = self.split(self.k_proj(h), self.kv_heads)
         values = raw if self.v_proj is None else self.split(self.v_proj(h), self.kv_heads)
         q = rotate(self.q_norm(self.split(self.q_proj(h), self.heads)), keys.cos, keys.sin)
         k = rotate(self.k_norm(raw), keys.cos, keys.sin)
-        v = self.v_norm(values)
+        return q, k, self.v_norm(values)
+
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        keys: Keys,
+        rows: RowIndex,
+        pool_k: Tensor,
+        pool_v: Tensor,
+    ) -> Tensor:
+        """Output `[R, L, D]` of what `project` gave; pools are `[slots, G, W or N, d]`."""
         # Scale 1: the q and k norms do the scaling.
         mixed = F.scaled_dot_product_attention(
             q,
@@ -114,7 +124,7 @@ class Attention(nn.Module):
             scale=1.0,
             enable_gqa=True,
         )
-        return self.o_proj(mixed.transpose(1, 2).flatten(2)), k, v
+        return self.o_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def with_context(self, fresh: Tensor, pool: Tensor, rows: RowIndex) -> Tensor:
         """[own ; context ; partner], `[R, G, S, d]`."""

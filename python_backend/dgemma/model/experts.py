@@ -26,10 +26,15 @@ class Router(nn.Module):
         self.scale = nn.Parameter(torch.ones(g.hidden_size))
         self.per_expert_scale = nn.Parameter(torch.ones(g.num_experts))
 
+    @property
+    def norm_scale(self) -> Tensor:
+        """The scale of its own norm, `[D]` fp32."""
+        scale: Tensor = self.scale * self.root
+        return scale.float()
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Weights and expert ids, each `[T, k]`, of tokens `[T, D]`."""
-        scale = (self.scale * self.root).float()
-        normed = F.rms_norm(x.float(), (x.shape[-1],), scale, self.eps).to(x.dtype)
+        normed = F.rms_norm(x.float(), (x.shape[-1],), self.norm_scale, self.eps).to(x.dtype)
         scores = self.proj(normed)  # [T, E]
         weights, experts = torch.softmax(scores.float(), -1).topk(self.top_k, -1)
         weights = weights / weights.sum(-1, keepdim=True)
@@ -37,35 +42,24 @@ class Router(nn.Module):
 
 
 class Experts(nn.Module):
-    """The bank of expert weights and two ways through it with static shapes.
+    """The bank of expert weights, and the way through it: at most C tokens for each expert."""
 
-    `capacity` gathers at most C tokens per expert; `dense` lets every expert compute every token
-    and weighs most of it with zero, which is quicker where experts are few and tiny.
-    """
-
-    def __init__(self, g: Geometry, dense: bool) -> None:
+    def __init__(self, g: Geometry) -> None:
         super().__init__()
-        self.num_experts, self.dense = g.num_experts, dense
+        self.num_experts = g.num_experts
         inner = g.moe_intermediate_size
         self.gate_up_proj = nn.Parameter(torch.empty(g.num_experts, 2 * inner, g.hidden_size))
         self.down_proj = nn.Parameter(torch.empty(g.num_experts, g.hidden_size, inner))
 
     def forward(
-        self, x: Tensor, weights: Tensor, experts: Tensor, room: Tensor
+        self, x: Tensor, weights: Tensor, experts: Tensor, capacity: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Mixed output `[T, D]` and the largest expert load (a scalar; 0 if dense).
+        """Mixed output `[T, D]` and the largest expert load, a scalar.
 
-        `room` is `arange(C)`: only its length matters, which keeps C a dynamic axis of the graph.
-        Where the load exceeds C the output is void and the pass must be run again.
+        `capacity` is `arange(C)`: only its length matters, which keeps C a dynamic axis of the
+        graph. Where the load exceeds C the output is void and the pass must be run again.
         """
-        if self.dense:
-            return self.everywhere(x, weights, experts), torch.zeros((), dtype=torch.int64)
-        return self.within(x, weights, experts, room.shape[0])
-
-    def within(
-        self, x: Tensor, weights: Tensor, experts: Tensor, room: int
-    ) -> tuple[Tensor, Tensor]:
-        top_k = experts.shape[1]
+        room, top_k = capacity.shape[0], experts.shape[1]
         place, load = places(experts, self.num_experts)  # [T * k]
         flat = experts.reshape(-1)
         # A token without room is parked in one extra place, so that it never displaces another.
@@ -79,13 +73,6 @@ class Experts(nn.Module):
         back = out.flatten(0, 1).index_select(0, target.clamp(max=parked - 1))  # [T * k, D]
         back = back.unflatten(0, (-1, top_k)) * weights[..., None]
         return back.sum(1), load
-
-    def everywhere(self, x: Tensor, weights: Tensor, experts: Tensor) -> Tensor:
-        share = torch.zeros_like(x[:, : self.num_experts]).scatter(1, experts, weights)  # [T, E]
-        gate_up = F.linear(x, self.gate_up_proj.flatten(0, 1))
-        gate, up = gate_up.unflatten(-1, (self.num_experts, -1)).chunk(2, -1)  # [T, E, I]
-        inner = (gelu(gate) * up * share[..., None]).flatten(1)  # [T, E * I]
-        return F.linear(inner, self.down_proj.transpose(0, 1).flatten(1))
 
 
 def places(experts: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:

@@ -24,9 +24,24 @@ class RMSNorm(nn.Module):
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(dim)) if with_scale else None
 
+    @property
+    def scale(self) -> Tensor:
+        """`[D]` fp32; raises TypeError where there is none."""
+        if self.weight is None:
+            raise TypeError("this norm has no scale")
+        return self.weight.float()
+
     def forward(self, x: Tensor) -> Tensor:
-        weight = None if self.weight is None else self.weight.float()
-        return F.rms_norm(x.float(), (x.shape[-1],), weight, self.eps).to(x.dtype)
+        if self.weight is None:
+            return unscaled_norm(x, self.eps)
+        return F.rms_norm(x.float(), (x.shape[-1],), self.scale, self.eps).to(x.dtype)
+
+
+def unscaled_norm(x: Tensor, eps: float) -> Tensor:
+    """`x / rms(x)` over the last axis in fp32."""
+    # Left out, the scale becomes a tensor as large as x in the graph.
+    scale = torch.ones(x.shape[-1])
+    return F.rms_norm(x.float(), (x.shape[-1],), scale, eps).to(x.dtype)
 
 
 class GatedMLP(nn.Module):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dgemma.geometry import Geometry, LayerGeometry
+from dgemma.model import fused
 from dgemma.model.attention import Attention, Keys, RowIndex, build_keys
 from dgemma.model.experts import Experts, Router
 from dgemma.model.layers import GatedMLP, RMSNorm, SelfConditioning
@@ -20,13 +21,14 @@ from dgemma.model.layers import GatedMLP, RMSNorm, SelfConditioning
 class Layer(nn.Module):
     """One layer; `layer_scalar` serves denoise rows, `encoder_layer_scalar` encode rows."""
 
-    def __init__(self, g: Geometry, layer: LayerGeometry, dense_experts: bool) -> None:
+    def __init__(self, g: Geometry, layer: LayerGeometry, fused: bool) -> None:
         super().__init__()
         d, eps = g.hidden_size, g.rms_norm_eps
+        self.fused = fused
         self.self_attn = Attention(g, layer)
         self.mlp = GatedMLP(d, g.intermediate_size)
         self.router = Router(g)
-        self.experts = Experts(g, dense_experts)
+        self.experts = Experts(g)
         self.input_layernorm = RMSNorm(d, eps)
         self.post_attention_layernorm = RMSNorm(d, eps)
         self.pre_feedforward_layernorm = RMSNorm(d, eps)
@@ -41,18 +43,35 @@ class Layer(nn.Module):
         self, x: Tensor, keys: Keys, rows: RowIndex, pool_k: Tensor, pool_v: Tensor, room: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`x [R, L, D]` after the layer, its fresh K and V, and the largest expert load."""
-        attended, k, v = self.self_attn(self.input_layernorm(x), keys, rows, pool_k, pool_v)
+        h = self.input_layernorm(x)
+        project = fused.project if self.fused else Attention.project
+        q, k, v = project(self.self_attn, h, keys)
+        attended = self.self_attn(q, k, v, keys, rows, pool_k, pool_v)
         x = x + self.post_attention_layernorm(attended)
-        dense = self.post_feedforward_layernorm_1(self.mlp(self.pre_feedforward_layernorm(x)))
-        tokens = x.flatten(0, 1)  # [R * L, D]
-        weights, experts = self.router(tokens)
-        routed, load = self.experts(
-            self.pre_feedforward_layernorm_2(tokens), weights, experts, room
+        mixed, load = self.feed_forward(x, room)
+        x = x + self.post_feedforward_layernorm(mixed)
+        scalar = torch.where(
+            rows.denoise[:, None, None], self.layer_scalar, self.encoder_layer_scalar
         )
-        routed = self.post_feedforward_layernorm_2(routed).unflatten(0, (x.shape[0], -1))
-        x = x + self.post_feedforward_layernorm(dense + routed)
-        scalar = torch.where(rows.denoise, self.layer_scalar, self.encoder_layer_scalar)
-        return x * scalar[:, None, None], k, v, load
+        return x * scalar, k, v, load
+
+    def feed_forward(self, x: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
+        """The dense and the routed feed-forward of `x [R, L, D]`, and the largest expert load."""
+        dense = (self.pre_feedforward_layernorm, self.mlp, self.post_feedforward_layernorm_1)
+        routed = (
+            self.pre_feedforward_layernorm_2,
+            self.experts,
+            self.post_feedforward_layernorm_2,
+        )
+        if self.fused:
+            mixed = fused.feed_forward(x, dense, routed, self.router)
+            return mixed, torch.zeros((), dtype=torch.int64)  # no expert has a capacity here
+        before, mlp, after = dense
+        tokens = x.flatten(0, 1)  # [R * L, D]
+        weights, chosen = self.router(tokens)
+        out, load = self.experts(routed[0](tokens), weights, chosen, room)
+        out = routed[2](out).unflatten(0, (x.shape[0], -1))
+        return after(mlp(before(x))) + out, load
 
 
 class Network(nn.Module):
@@ -62,11 +81,12 @@ class Network(nn.Module):
     sliding_frequencies: Tensor
     full_frequencies: Tensor
 
-    def __init__(self, geometry: Geometry, dense_experts: bool = False) -> None:
+    def __init__(self, geometry: Geometry, fused: bool = False) -> None:
+        """`fused` computes the same in fewer operations; see `dgemma.model.fused`."""
         super().__init__()
         g = self.geometry = geometry
         self.embed_tokens = nn.Embedding(g.vocab_size, g.hidden_size)
-        self.layers = nn.ModuleList(Layer(g, layer, dense_experts) for layer in g.layers)
+        self.layers = nn.ModuleList(Layer(g, layer, fused) for layer in g.layers)
         self.norm = RMSNorm(g.hidden_size, g.rms_norm_eps)
         self.self_conditioning = SelfConditioning(
             g.hidden_size, g.intermediate_size, g.rms_norm_eps

@@ -2,11 +2,12 @@
 
 Knows the entropy bound and the stable-and-confident rule as functions of statistics; knows nothing
 of logits or noise. Pinned positions count for neither.
-Shapes: R rows, L canvas length, H steps of history.
+Shapes: R rows, L canvas length.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,29 +18,31 @@ def temperature(step: int, max_denoising_steps: int, t_min: float, t_max: float)
     return t_min + (t_max - t_min) * (remaining / max_denoising_steps)
 
 
-def accept(entropy: Tensor, bound: Tensor, free: Tensor) -> Tensor:
+def accept(entropy: Tensor, bound: Tensor, free: Tensor | None = None) -> Tensor:
     """Accepted free positions, bool `[R, L]`, of entropies `[R, L]` and bounds `[R, 1]`.
 
     In ascending order of entropy a position is accepted while the entropies before it sum to at
-    most the bound (https://arxiv.org/abs/2505.24857), hence always at least one.
+    most the bound (https://arxiv.org/abs/2505.24857), hence always at least one. Without `free`,
+    bool `[R, L]`, all positions are.
     """
-    ordered = entropy.masked_fill(~free, torch.inf).sort(-1)
+    ordered = (entropy if free is None else entropy.masked_fill(~free, torch.inf)).sort(-1)
     # An infinite entropy minus itself is NaN, which no bound admits: pinned positions stay out.
     within = ordered.values.cumsum(-1) - ordered.values <= bound
     return torch.zeros_like(within).scatter(-1, ordered.indices, within)
 
 
-def mean_entropy(entropy: Tensor, free: Tensor) -> Tensor:
+def mean_entropy(entropy: Tensor, free: Tensor | None = None) -> Tensor:
     """Mean over the free positions, `[R]`; 0 where there are none."""
+    if free is None:
+        return entropy.mean(-1)
     total = entropy.masked_fill(~free, 0.0).sum(-1)
     return total / free.sum(-1).clamp(min=1)
 
 
-def stable(argmax: Tensor, history: Tensor, depth: Tensor) -> Tensor:
-    """Whether each row's argmax equals its last `depth [R]` ones, bool `[R]`.
+def converged(repeats: int, depth: int, mean: float, confidence: float) -> bool:
+    """Whether a canvas is done: stable and confident.
 
-    `history [R, H, L]` holds the latest first, -1 where there is none; depth 0 is always stable.
+    `repeats` steps in a row had the argmax canvas of the step before; at least `depth` make it
+    stable. Its mean entropy is compared with `confidence` in fp32, as HF does; both in nats.
     """
-    same = (history == argmax[:, None]).all(-1)  # [R, H]
-    ignored = torch.arange(history.shape[1], device=depth.device) >= depth[:, None]
-    return (same | ignored).all(-1)
+    return repeats >= depth and mean < float(np.float32(confidence))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -34,12 +35,10 @@ class Draws(Protocol):
         """The canvas before its first step, int64 `[L]`."""
         ...
 
-    def renoise(self, moments: Sequence[Moment]) -> Tensor:
-        """Tokens that replace what is not accepted, int64 `[R, L]`."""
-        ...
-
-    def race(self, moments: Sequence[Moment]) -> Race | None:
-        """Exponential noise of vocabulary tiles; None: sample with `invert`."""
+    def step(self, moments: Sequence[Moment]) -> tuple[Tensor, Race | None]:
+        """Tokens that replace what is not accepted, int64 `[R, L]`, and what samples the others:
+        exponential noise of vocabulary tiles, or None for `invert`.
+        """
         ...
 
     def invert(self, moments: Sequence[Moment], probabilities: Tensor) -> Tensor:
@@ -56,14 +55,16 @@ class SeededDraws:
         self.noise = Noise(canvas_length, vocab_size, device or torch.device("cpu"))
 
     def initial(self, seed: int, block: int) -> Tensor:
-        return self.noise.ids([Key.of(seed, block, 0, INITIAL)])[0]
+        return self.noise.ids(self.noise.words([Key.of(seed, block, 0, INITIAL)]))[0]
 
-    def renoise(self, moments: Sequence[Moment]) -> Tensor:
-        return self.noise.ids([Key.of(m.seed, m.block, m.step, RENOISE) for m in moments])
-
-    def race(self, moments: Sequence[Moment]) -> Race | None:
-        words = self.noise.words([Key.of(m.seed, m.block, m.step, SAMPLE) for m in moments])
-        return lambda first, last: self.noise.exponential(words, first, last)
+    def step(self, moments: Sequence[Moment]) -> tuple[Tensor, Race | None]:
+        keys = [
+            Key.of(m.seed, m.block, m.step, purpose)
+            for purpose in (RENOISE, SAMPLE)
+            for m in moments
+        ]
+        renoise, sample = self.noise.words(keys).split(len(moments))
+        return self.noise.ids(renoise), partial(self.noise.exponential, sample)
 
     def invert(self, moments: Sequence[Moment], probabilities: Tensor) -> Tensor:
         raise TypeError("seeded draws sample by a race, not by inverting a distribution")
@@ -78,11 +79,8 @@ class TapeDraws:
     def initial(self, seed: int, block: int) -> Tensor:
         return self.init[block]
 
-    def renoise(self, moments: Sequence[Moment]) -> Tensor:
-        return torch.stack([self.renoised[m.block, m.step] for m in moments])
-
-    def race(self, moments: Sequence[Moment]) -> Race | None:
-        return None
+    def step(self, moments: Sequence[Moment]) -> tuple[Tensor, Race | None]:
+        return torch.stack([self.renoised[m.block, m.step] for m in moments]), None
 
     def invert(self, moments: Sequence[Moment], probabilities: Tensor) -> Tensor:
         """The first id whose cumulative probability exceeds u; the last id if none does."""

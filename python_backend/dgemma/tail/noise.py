@@ -24,10 +24,17 @@ def _signed(word: int) -> int:
     return word - 2**32 if word >= 2**31 else word
 
 
+def _scalar(word: int) -> Tensor:
+    """A constant of the arithmetic below; Python's own numbers are converted at every use."""
+    return torch.tensor(_signed(word), dtype=torch.int32, device="cpu")
+
+
 _POSITION = _signed(0x9E3779B1)
 _TOKEN = _signed(0x85EBCA77)
-_MIX_1 = _signed(0x7FEB352D)
-_MIX_2 = _signed(0x846CA68B)
+_MIX_1, _MIX_2 = _scalar(0x7FEB352D), _scalar(0x846CA68B)
+_9, _15, _16 = _scalar(9), _scalar(15), _scalar(16)
+_32, _LOW_32 = torch.tensor(32, device="cpu"), torch.tensor(0xFFFFFFFF, device="cpu")
+_LOW_16, _LOW_17 = _scalar(0xFFFF), _scalar(0x1FFFF)
 
 
 @dataclass(frozen=True)
@@ -51,9 +58,23 @@ class Key:
 
 def mix(x: Tensor) -> Tensor:
     """A 32-bit finaliser (`lowbias32`, Wellons 2018); int32 in and out, any shape."""
-    x = (x ^ ((x >> 16) & 0xFFFF)) * _MIX_1
-    x = (x ^ ((x >> 15) & 0x1FFFF)) * _MIX_2
-    return x ^ ((x >> 16) & 0xFFFF)
+    x = (x ^ ((x >> _16) & _LOW_16)) * _MIX_1
+    x = (x ^ ((x >> _15) & _LOW_17)) * _MIX_2
+    return x ^ ((x >> _16) & _LOW_16)
+
+
+@dataclass(frozen=True)
+class Words:
+    """Hashed keys: what the numbers of one draw are made of."""
+
+    positions: Tensor  # int32 [R, L]
+    high: Tensor  # int32 [R, 1], the half of each key that is not in `positions`
+
+    def split(self, rows: int) -> tuple[Words, Words]:
+        """The first rows, and the others."""
+        return Words(self.positions[:rows], self.high[:rows]), Words(
+            self.positions[rows:], self.high[rows:]
+        )
 
 
 class Noise:
@@ -64,29 +85,28 @@ class Noise:
         self.positions = torch.arange(length, dtype=torch.int32, device=device) * _POSITION
         self.tokens = torch.arange(vocab_size, dtype=torch.int32, device=device) * _TOKEN
 
-    def words(self, keys: Sequence[Key]) -> tuple[Tensor, Tensor]:
-        """A hash per position, int32 `[R, L]`, and the keys' other halves `[R, 1]`."""
+    def words(self, keys: Sequence[Key]) -> Words:
+        """A hash per key and position."""
         halves = torch.tensor([(k.low, k.high) for k in keys], dtype=torch.int32)
         low, high = halves.to(self.positions.device)[:, :, None].unbind(1)
-        return mix(self.positions + low), high
+        return Words(mix(self.positions + low), high)
 
-    def ids(self, keys: Sequence[Key]) -> Tensor:
+    def ids(self, words: Words) -> Tensor:
         """Uniform token ids, int64 `[R, L]`."""
-        positions, high = self.words(keys)
-        words = mix(positions ^ high).long() & 0xFFFFFFFF
-        return (words * self.vocab_size) >> 32
+        mixed = mix(words.positions ^ words.high).long() & _LOW_32
+        return (mixed * self.vocab_size) >> _32
 
-    def exponential(self, words: tuple[Tensor, Tensor], first: int, last: int) -> Tensor:
+    def exponential(self, words: Words, first: int, last: int) -> Tensor:
         """Exponential noise of token ids `first..last-1`, fp32 `[R, L, t]`, never 0.
 
         Dividing probabilities by it and taking the largest samples them (an exponential race, the
         Gumbel-max trick without its outer logarithm), and it can be done tile by tile.
         """
-        positions, high = words
         # Both parts are mixed already; two products and a shift make their combination random.
-        x = positions[..., None] ^ mix(self.tokens[first:last] + high)[:, None]  # [R, L, t]
+        tokens = mix(self.tokens[first:last] + words.high)[:, None]
+        x = words.positions[..., None] ^ tokens  # [R, L, t]
         x = x.mul_(_MIX_1)
-        x = x.bitwise_xor_((x >> 15).bitwise_and_(0x1FFFF)).mul_(_MIX_2)
+        x = x.bitwise_xor_((x >> _15).bitwise_and_(_LOW_17)).mul_(_MIX_2)
         # The upper 23 bits and a half: u is never 0 and never 1.
-        u = (x >> 9).float().add_(2.0**22 + 0.5).mul_(2.0**-23)
+        u = (x >> _9).float().add_(2.0**22 + 0.5).mul_(2.0**-23)
         return u.log_().neg_()

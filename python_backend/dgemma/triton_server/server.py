@@ -23,7 +23,7 @@ from tritonclient.grpc import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from dgemma.errors import ConfigurationError, EngineFailure
-from dgemma.triton_server import shared_memory, with_parent
+from dgemma.triton_server import scratch, shared_memory, with_parent
 from dgemma.triton_server.installation import STUB, Installation
 from dgemma.triton_server.processes import kill_session, session_members
 
@@ -108,9 +108,10 @@ class TritonServer:
         if not self._model_repository.is_dir():
             raise ConfigurationError(f"{self._model_repository}: no such model repository")
         shared_memory.remove_stale()
+        scratch.remove_stale()
         self._ports = _free_ports(self._host, self._ports)
         try:
-            self._scratch = tempfile.TemporaryDirectory(prefix="dgemma-triton-")
+            self._scratch = scratch.make()
             self._process = self._spawn(Path(self._scratch.name))
             self._wait_until_ready()
             self._stubs = len(self.stub_pids())
@@ -145,8 +146,8 @@ class TritonServer:
             self._scratch.cleanup()
             self._scratch = None
 
-    def _spawn(self, scratch: Path) -> subprocess.Popen[bytes]:
-        installation = Installation.find(scratch)
+    def _spawn(self, directory: Path) -> subprocess.Popen[bytes]:
+        installation = Installation.find(directory)
         command = [
             *(sys.executable, "-I", "-S", with_parent.__file__, str(os.getpid())),
             str(installation.binary),
@@ -168,7 +169,7 @@ class TritonServer:
         try:
             return subprocess.Popen(
                 command,
-                cwd=scratch,  # it is on the models' sys.path
+                cwd=directory,  # it is on the models' sys.path
                 env={**os.environ, **installation.environment, **self._env},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
@@ -237,6 +238,7 @@ def _free_ports(host: str, ports: Mapping[str, int]) -> dict[str, int]:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))
+                probe.listen()  # so that the same port cannot be taken twice
             except OSError as error:
                 raise ConfigurationError(
                     f"{what} port {port} of {host} cannot be used: {error.strerror}; choose another"

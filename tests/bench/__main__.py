@@ -1,0 +1,207 @@
+"""`make bench`: what this service costs and what it gains, each figure against a peer.
+
+Everything that is compared runs in the same call, in turns, on the same number of threads; each
+figure is the median of the turns. Limits are those that the first part of the project promises.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from dgemma.client import Client
+from dgemma.settings import Settings
+from dgemma.triton_server.server import TritonServer
+from tests.bench import served
+from tests.bench.channel import Worker
+from tests.bench.workload import FIXED, LONGEST
+
+MODEL_REPOSITORY = Path("model_repository")
+EXPERTS = ("grouped_mm", "batched_mm", "eager")  # what HF offers; the fastest is the peer
+SLOTS = 8
+BARE_PASSES = 100
+ONE_BLOCK = {"max_new_tokens": 96, "seed": 1, **FIXED}
+EIGHT = {"max_new_tokens": LONGEST, **FIXED}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table."""
+
+    name: str
+    value: str
+    limit: str
+    holds: bool | None  # None: for information
+
+
+@contextmanager
+def server(engine: Path, checkpoint: Path, threads: int) -> Iterator[str]:
+    """The real server's gRPC address."""
+    settings = Settings.load(
+        engine=engine, checkpoint=checkpoint, slots=SLOTS, threads=threads, log_level="warning"
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        log = Path(scratch) / "triton.log"
+        with TritonServer(MODEL_REPOSITORY, env=settings.environment(), log=log) as triton:
+            yield triton.grpc_url
+
+
+def fastest(workers: dict[str, Worker]) -> str:
+    """HF's experts implementation that needs the least time for a round, after a round to warm."""
+    for worker in workers.values():
+        worker.ask()
+    seconds = {name: worker.ask()["seconds"] for name, worker in workers.items()}
+    return min(seconds, key=lambda name: seconds[name])
+
+
+def measure(engine: Path, checkpoint: Path, threads: int, turns: int) -> list[Figure]:
+    """All figures; a few minutes."""
+    with ExitStack() as stack:
+        ours = stack.enter_context(
+            Worker("tests.bench.in_process", str(engine), str(checkpoint), str(threads), threads=1)
+        )
+        peers = {
+            name: stack.enter_context(
+                Worker(
+                    *("tests.bench.hugging_face", str(checkpoint), name, str(threads)),
+                    threads=threads,
+                )
+            )
+            for name in EXPERTS
+        }
+        url = stack.enter_context(server(engine, checkpoint, threads))
+        client = stack.enter_context(Client(url))
+        bars = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
+        task = bars.add_task("warming up", total=turns + 1)
+        peer = fastest(peers)
+        for name in set(EXPERTS) - {peer}:
+            peers[name].__exit__()
+        ours.ask(what="round")
+        served.round_of(client)
+        served.together(url, SLOTS, EIGHT)
+        samples: dict[str, list[Any]] = {}
+        for turn in range(turns):
+            bars.update(task, advance=1, description=f"turn {turn + 1} of {turns}")
+            for name, sample in {
+                "hf": lambda: peers[peer].ask(),
+                "ours": lambda: ours.ask(what="round"),
+                "grpc": lambda: served.round_of(client).to_dict(),
+                "outside 1": lambda: ours.ask(what="outside", rows=1),
+                "outside 8": lambda: ours.ask(what="outside", rows=SLOTS),
+                "block here": lambda: ours.ask(what="one", parameters=ONE_BLOCK)["seconds"],
+                "block grpc": lambda: served.one(client, ONE_BLOCK)[0],
+                "bare": lambda: ours.ask(what="bare", rows=SLOTS, passes=BARE_PASSES),
+                "eight": lambda: served.together(url, SLOTS, EIGHT),
+            }.items():
+                samples.setdefault(name, []).append(sample())
+    return figures(samples, peer)
+
+
+def figures(samples: dict[str, list[Any]], peer: str) -> list[Figure]:
+    """The table's lines from each turn's samples."""
+
+    def speed(name: str) -> float:
+        return median(s["tokens"] / s["seconds"] for s in samples[name])
+
+    def step_ms(name: str) -> float:
+        return median(s["seconds"] / s["steps"] * 1e3 for s in samples[name])
+
+    def right(name: str) -> str:
+        return f"{samples[name][0]['right']}/{samples[name][0]['asked']} right"
+
+    def of(name: str, key: str) -> float:
+        return median(sample[key] for sample in samples[name])
+
+    hf, ours, grpc = (speed(name) for name in ("hf", "ours", "grpc"))
+    added = (
+        median(b - a for a, b in zip(samples["block here"], samples["block grpc"], strict=True))
+        * 1e3
+    )
+    bare, eight = of("bare", "tokens_per_second"), median(samples["eight"])
+    lines = [
+        Figure(
+            f"one request, HF generate ({peer})",
+            f"{hf:.0f} tokens/s, {step_ms('hf'):.2f} ms/step, {right('hf')}",
+            "",
+            None,
+        ),
+        Figure(
+            "one request, in process",
+            f"{ours:.0f} tokens/s, {step_ms('ours'):.2f} ms/step, {right('ours')}",
+            "",
+            None,
+        ),
+        Figure("  against HF", f"{ours / hf:.2f} x", ">= 4 x", ours / hf >= 4),
+        Figure("one request, over gRPC", f"{grpc:.0f} tokens/s, {grpc / hf:.2f} x HF", "", None),
+    ]
+    for rows in (1, SLOTS):
+        name = f"outside {rows}"
+        lines += [
+            Figure(
+                f"a pass, {rows} request{'s' * (rows > 1)}",
+                f"engine {of(name, 'engine_ms'):.2f} ms, tail {of(name, 'tail_ms'):.2f} ms",
+                "",
+                None,
+            ),
+            Figure(
+                "  outside engine and tail",
+                f"{of(name, 'microseconds'):.0f} µs",
+                "<= 150 µs",
+                of(name, "microseconds") <= 150,
+            ),
+        ]
+    return [
+        *lines,
+        Figure("Triton and gRPC, a block", f"{added:.2f} ms", "<= 3 ms", added <= 3),
+        Figure(f"bare engine and tail, {SLOTS} rows", f"{bare:.0f} tokens/s", "", None),
+        Figure(f"{SLOTS} requests over gRPC", f"{eight:.0f} tokens/s", "", None),
+        Figure("  of the bare engine", f"{eight / bare:.0%}", ">= 90%", eight / bare >= 0.9),
+    ]
+
+
+def table(lines: list[Figure], threads: int, turns: int) -> Table:
+    result = Table(title=f"{machine()}, {threads} threads, median of {turns}")
+    for heading in ("figure", "measured", "limit", ""):
+        result.add_column(heading)
+    for line in lines:
+        mark = "" if line.holds is None else "ok" if line.holds else "MISSED"
+        result.add_row(line.name, line.value, line.limit, mark)
+    return result
+
+
+def machine() -> str:
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return f"{models[0] if models else platform.machine()}, {os.cpu_count()} cores"
+
+
+def main(
+    engine: Annotated[Path, typer.Option(help="Engine directory.")],
+    checkpoint: Annotated[Path, typer.Option(help="Its checkpoint directory.")],
+    threads: Annotated[int, typer.Option(help="Of every implementation; 0: one a core.")] = 0,
+    turns: Annotated[int, typer.Option(help="Samples of each figure.", min=1)] = 5,
+) -> None:
+    """Print the figures. The exit code is 1 where a limit is missed."""
+    threads = threads or len(os.sched_getaffinity(0))
+    lines = measure(engine.resolve(), checkpoint.resolve(), threads, turns)
+    Console().print(table(lines, threads, turns))
+    raise typer.Exit(int(any(line.holds is False for line in lines)))
+
+
+if __name__ == "__main__":
+    typer.run(main)

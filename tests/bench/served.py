@@ -1,0 +1,56 @@
+"""The workload over gRPC, through the real Triton server.
+
+Knows the client and the server; knows nothing of what the figures are compared with.
+"""
+
+from __future__ import annotations
+
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from dgemma.client import Client, Generation
+from tests.bench.workload import LONGEST, Measured, tasks
+
+
+def chat(prompt: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": prompt}]
+
+
+def round_of(client: Client) -> Measured:
+    """Every task once, one after another."""
+    work = tasks()
+    began = time.perf_counter()
+    answers = [
+        client.generate(messages=chat(task.prompt), seed=seed, max_new_tokens=LONGEST)
+        for seed, task in enumerate(work)
+    ]
+    seconds = time.perf_counter() - began
+    return Measured(
+        seconds,
+        sum(answer.usage["completion_tokens"] for answer in answers),
+        sum(sum(answer.usage["denoising_steps"]) for answer in answers),
+        sum(task.is_right(answer.text) for task, answer in zip(work, answers, strict=True)),
+        len(work),
+    )
+
+
+def one(client: Client, parameters: dict[str, Any]) -> tuple[float, float]:
+    """Wall time of one request as its client sees it, and as the service counted it; seconds."""
+    began = time.perf_counter()
+    answer = client.generate(messages=chat(tasks()[0].prompt), **parameters)
+    return time.perf_counter() - began, answer.usage["total_ms"] / 1e3
+
+
+def together(url: str, requests: int, parameters: dict[str, Any]) -> float:
+    """Tokens per second of as many clients at once, each with one request."""
+
+    def ask(seed: int) -> Generation:
+        with Client(url) as client:
+            return client.generate(messages=chat(tasks()[0].prompt), seed=seed, **parameters)
+
+    with ThreadPoolExecutor(requests) as clients:
+        began = time.perf_counter()
+        answers = list(clients.map(ask, range(requests)))
+        seconds = time.perf_counter() - began
+    return sum(answer.usage["completion_tokens"] for answer in answers) / seconds

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dgemma.engine.base import NO_PARTNER, Capacity, Row
+from dgemma.engine.batch import CONTEXT_STEP, check, context_of, to_arrays
+from dgemma.engine.graph import ROW_INPUTS
+from dgemma.errors import EngineFailure
+from tests.dgemma.engine.fake_engine import geometry_of
+
+L = 8
+GEOMETRY = geometry_of(canvas_length=L, hidden_size=5)
+CAPACITY = Capacity(slots=3, context=400, rows=4)
+
+
+def row(start: int = 0, **overrides: Any) -> Row:
+    values: dict[str, Any] = {
+        "ids": torch.arange(L),
+        "slot": 1,
+        "start": start,
+        "valid": L,
+        "denoise": False,
+    }
+    return Row(**values | overrides)
+
+
+def arrays(*rows: Row, capacity: Capacity = CAPACITY) -> dict[str, Any]:
+    return to_arrays(rows, GEOMETRY, capacity)
+
+
+FUSED = (row(16, valid=5), row(21, denoise=True, partner=0))
+
+
+# What a pass may be
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        (row(),),
+        (row(0, valid=1),),
+        (row(400 - L),),
+        (row(400, denoise=True),),  # a canvas keeps nothing
+        FUSED,
+        (row(0, slot=0), row(0, slot=2), *(row(8, denoise=True), row(0, slot=1))),
+    ],
+)
+def test_a_pass_that_may_be_run(rows: tuple[Row, ...]) -> None:
+    check(rows, GEOMETRY, CAPACITY)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ((), "1 to 4 rows, got 0"),
+        ((row(),) * 5, "1 to 4 rows, got 5"),
+        ((row(), row(ids=torch.arange(L - 1))), "row 1: 7 tokens"),
+        ((row(ids=torch.arange(L + 1)),), "row 0: 9 tokens"),
+        ((row(valid=0),), "row 0: 8 tokens, 0 of them valid"),
+        ((row(valid=L + 1),), "9 of them valid"),
+        ((row(slot=3),), "row 0: slot 3 of 3"),
+        ((row(slot=-1),), "slot -1 of 3"),
+        ((row(400 - L + 1),), "ends at 401, beyond 400"),
+        ((row(0, denoise=True), row(L, denoise=True, partner=0)), "row 0 cannot be its partner"),
+        ((row(0), row(L, slot=2, denoise=True, partner=0)), "row 0 cannot be its partner"),
+        ((row(0), row(L + 1, denoise=True, partner=0)), "row 0 cannot be its partner"),
+        ((row(0, valid=5), row(L, denoise=True, partner=0)), "row 0 cannot be its partner"),
+    ],
+)
+def test_a_schedulers_mistake_is_an_engine_failure(rows: tuple[Row, ...], message: str) -> None:
+    with pytest.raises(EngineFailure, match=message):
+        check(rows, GEOMETRY, CAPACITY)
+
+
+# The graph's inputs
+
+
+def test_the_arrays_are_the_graphs_inputs() -> None:
+    got = arrays(*FUSED)
+    assert tuple(got) == ROW_INPUTS
+    for name, array in got.items():
+        wanted = {"soft": np.float32, "denoise": np.bool_}.get(name, np.int64)
+        assert array.dtype == wanted, name
+
+
+def test_rows_become_columns_of_integers() -> None:
+    got = arrays(row(8, slot=2), row(30, slot=0, denoise=True))
+    assert got["ids"].tolist() == [list(range(L))] * 2
+    assert got["denoise"].tolist() == [False, True]
+    assert got["start"].tolist() == [8, 30]
+    assert got["valid"].tolist() == [L, L]
+    assert got["slot"].tolist() == [2, 0]
+    assert got["partner"].tolist() == [NO_PARTNER] * 2
+
+
+def test_a_row_reads_the_context_before_its_partner() -> None:
+    assert [context_of(FUSED, each) for each in FUSED] == [16, 16]
+    assert arrays(*FUSED)["context"].tolist() == [16, 16]
+    assert arrays(row(24))["context"].tolist() == [24]
+
+
+def test_partners_cost_keys_only_where_there_are_any() -> None:
+    assert arrays(*FUSED)["partner_index"].tolist() == list(range(L))
+    assert arrays(row(), row(8, denoise=True))["partner_index"].tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("longest", "read"),
+    [(0, 128), (1, 128), (128, 128), (129, 256), (256, 256), (257, 384), (385, 400)],
+)
+def test_context_is_read_in_steps_and_never_beyond_the_capacity(longest: int, read: int) -> None:
+    assert CONTEXT_STEP == 128
+    got = arrays(row(3, denoise=True), row(longest, denoise=True))["context_index"]
+    assert got.tolist() == list(range(max(read, 128)))
+
+
+def test_a_pool_shorter_than_a_step_is_read_whole() -> None:
+    got = arrays(row(), capacity=Capacity(3, 40, 4))["context_index"]
+    assert got.tolist() == list(range(40))
+
+
+def test_a_row_without_belief_has_a_soft_embedding_of_zeros() -> None:
+    soft = torch.rand(L, 5)
+    got = arrays(row(), row(8, denoise=True, soft=soft), row(8, denoise=True))["soft"]
+    assert got.shape == (3, L, 5)
+    assert np.array_equal(got[1], soft.numpy())
+    assert not got[[0, 2]].any()

@@ -1,0 +1,105 @@
+"""What `triton_python_backend_utils` offers inside Triton's stub process, without Triton."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
+
+
+class TritonModelException(Exception):
+    pass
+
+
+class TritonError(Exception):
+    """The codes are numbers, as Triton's are; it has no others."""
+
+    UNKNOWN, INTERNAL, NOT_FOUND, INVALID_ARG, UNAVAILABLE, UNSUPPORTED, ALREADY_EXISTS = range(7)
+    CANCELLED = 7
+
+    def __init__(self, message: str, code: int = INTERNAL) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class Tensor:
+    name: str
+    array: npt.NDArray[Any]
+
+    def as_numpy(self) -> npt.NDArray[Any]:
+        return self.array
+
+
+@dataclass(frozen=True)
+class InferenceResponse:
+    output_tensors: list[Tensor]
+    error: TritonError | None = None
+
+
+@dataclass
+class Sender:
+    """Remembers the responses with their flags; `done` is set by the final one."""
+
+    cancelled: bool = False
+    sent: list[tuple[InferenceResponse, int]] = field(default_factory=list)
+    done: threading.Event = field(default_factory=threading.Event)
+
+    def send(self, response: InferenceResponse, flags: int = 0) -> None:
+        assert not self.done.is_set(), "a response after the final one"
+        self.sent.append((response, flags))
+        if flags & TRITONSERVER_RESPONSE_COMPLETE_FINAL:
+            self.done.set()
+
+    def is_cancelled(self) -> bool:
+        assert not self.done.is_set(), "Triton dies of this"
+        return self.cancelled
+
+
+@dataclass(frozen=True)
+class InferenceRequest:
+    tensors: dict[str, npt.NDArray[Any]]
+    id: str = ""
+    sender: Sender = field(default_factory=Sender)
+
+    def request_id(self) -> str:
+        return self.id
+
+    def get_response_sender(self) -> Sender:
+        return self.sender
+
+
+def get_input_tensor_by_name(request: InferenceRequest, name: str) -> Tensor | None:
+    array = request.tensors.get(name)
+    return None if array is None else Tensor(name, array)
+
+
+def texts(*values: str | bytes) -> npt.NDArray[np.object_]:
+    """A BYTES tensor as the stub sees it."""
+    encoded = [value.encode() if isinstance(value, str) else value for value in values]
+    return np.array(encoded, dtype=np.object_)
+
+
+def outputs(response: InferenceResponse) -> dict[str, Any]:
+    """Arrays by name; text is decoded."""
+    assert response.error is None
+    arrays = {tensor.name: tensor.as_numpy() for tensor in response.output_tensors}
+    return {
+        name: array.item().decode() if array.dtype == np.object_ else array.tolist()
+        for name, array in arrays.items()
+    }
+
+
+def failure_of(sender: Sender) -> TritonError:
+    """The one response, which is an error and final."""
+    assert sender.done.wait(20)
+    [(response, flags)] = sender.sent
+    assert response.output_tensors == []
+    assert flags == TRITONSERVER_RESPONSE_COMPLETE_FINAL
+    assert response.error is not None
+    return response.error
