@@ -8,6 +8,12 @@ import pytest
 
 from dgemma_build.engine import build_engine
 
+# Small tensors gain nothing from threads and lose much to whatever else runs.
+torch.set_num_threads(1)
+# The same examples in every run, however slow the machine.
+settings.register_profile("repeatable", deadline=None, derandomize=True)
+settings.load_profile("repeatable")
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

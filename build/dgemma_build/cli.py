@@ -45,7 +45,9 @@ def engine(
             built = build_engine(checkpoint, target, precision, out, progress)
         except DgemmaError as error:
             bars.stop()
-            console.print(f"[red]error:[/] {error}", highlight=False, soft_wrap=True)
+            console.print("error:", style="red", end=" ")
+            console.print(str(error), markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
     state = "is up to date" if built.up_to_date else "built"
-    console.print(f"{out}: {target} {precision} engine {state}", highlight=False)
+    line = f"{out}: {target} {precision} engine {state}"
+    console.print(line, markup=False, highlight=False, soft_wrap=True)

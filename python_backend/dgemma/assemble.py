@@ -44,22 +44,15 @@ def assemble(
     """Load everything; ConfigurationError says which file or setting is at fault."""
     defaults = GenerationDefaults.from_checkpoint(checkpoint)
     tokenizer = ChatTokenizer.from_checkpoint(checkpoint)
-    manifest = Manifest.read(engine_directory)
-    geometry = manifest.geometry
-    if geometry != Geometry.from_checkpoint(checkpoint):
-        raise ConfigurationError(
-            f"{engine_directory}: was built for another geometry than {checkpoint}/config.json; "
-            "point both settings at the same model or build the engine again"
-        )
+    geometry = Geometry.from_checkpoint(checkpoint)
     context = min(
         max_model_len or geometry.max_position_embeddings, geometry.max_position_embeddings
     )
     capacity = Capacity(slots, context, 2 * slots)
-    engine = open_engine(engine_directory, manifest, capacity, threads)
-    if manifest.target == "cpu":
-        # Torch runs the tail alone, whose operations are too small to share; more threads of its
-        # own would fight the engine's for the cores.
-        torch.set_num_threads(1)
+    engine = open_engine(engine_directory, geometry, checkpoint, capacity, threads)
+    # What torch does on the host is too small to share, and more threads of its own would fight
+    # the engine's for the cores.
+    torch.set_num_threads(1)
     tail = Tail(
         Head(engine.embedding(), geometry.final_logit_softcapping),
         SeededDraws(geometry.canvas_length, geometry.vocab_size),
@@ -81,9 +74,18 @@ def assemble(
 
 
 def open_engine(
-    directory: Path, manifest: Manifest, capacity: Capacity, threads: int = 0
+    directory: Path, geometry: Geometry, checkpoint: Path, capacity: Capacity, threads: int = 0
 ) -> Engine:
-    """The engine that the manifest's target asks for."""
+    """The engine that the manifest's target asks for, if it was built for `geometry`.
+
+    Raises ConfigurationError where it was not, or cannot be run here.
+    """
+    manifest = Manifest.read(directory)
+    if manifest.geometry != geometry:
+        raise ConfigurationError(
+            f"{directory}: was built for another geometry than {checkpoint}/config.json; "
+            "point both at the same model or build the engine again"
+        )
     if manifest.target == "cpu":
         return OnnxEngine(directory, capacity, threads)
     raise ConfigurationError(

@@ -7,6 +7,7 @@ Field names are those of Hugging Face's `DiffusionGemmaTextConfig`.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,23 @@ class _Reader:
             raise self.fail(key, f"expected an integer >= {low}, got {value!r}")
         return value
 
+    def positive(self, key: str, default: float, source: dict[str, Any] | None = None) -> float:
+        """A number > 0; the default where the key is missing or null."""
+        value = (self.text if source is None else source).get(key.rpartition(".")[2])
+        if value is None:
+            return default
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not number or not 0 < value < math.inf:
+            raise self.fail(key, f"expected a number > 0, got {value!r}")
+        return float(value)
+
+    def table(self, key: str, source: dict[str, Any] | None = None) -> dict[str, Any] | None:
+        """A JSON object; None where the key is missing or null."""
+        value = (self.text if source is None else source).get(key.rpartition(".")[2])
+        if value is not None and not isinstance(value, dict):
+            raise self.fail(key, f"expected an object, got {value!r}")
+        return value
+
     def geometry(self) -> Geometry:
         text = self.text
         self.expect("hidden_activation", "gelu_pytorch_tanh", "gelu_pytorch_tanh")
@@ -155,8 +173,10 @@ class _Reader:
         if top_k > experts:
             raise self.fail("top_k_experts", f"{top_k} exceeds num_experts {experts}")
         canvas = self.config.get("canvas_length", 256)
-        if not isinstance(canvas, int) or canvas < 1:
-            raise ConfigurationError(f"{self.path}: canvas_length: expected >= 1, got {canvas!r}")
+        if not isinstance(canvas, int) or isinstance(canvas, bool) or canvas < 1:
+            raise ConfigurationError(
+                f"{self.path}: canvas_length: expected an integer >= 1, got {canvas!r}"
+            )
         return Geometry(
             vocab_size=self.integer("vocab_size"),
             hidden_size=self.integer("hidden_size"),
@@ -171,8 +191,8 @@ class _Reader:
             moe_intermediate_size=self.integer("moe_intermediate_size"),
             canvas_length=canvas,
             max_position_embeddings=self.integer("max_position_embeddings"),
-            final_logit_softcapping=float(text.get("final_logit_softcapping") or 30.0),
-            rms_norm_eps=float(text.get("rms_norm_eps", 1e-6)),
+            final_logit_softcapping=self.positive("final_logit_softcapping", 30.0),
+            rms_norm_eps=self.positive("rms_norm_eps", 1e-6),
         )
 
     def expect(self, key: str, wanted: Any, default: Any) -> None:
@@ -200,9 +220,10 @@ class _Reader:
             "head_dim": self.integer("head_dim", low=2),
             "num_key_value_heads": self.integer("num_key_value_heads"),
         }
-        overrides = self.text.get("per_layer_config")
+        overrides = self.table("per_layer_config")
         if overrides is not None:
-            override = overrides.get(str(index)) or overrides.get(kind) or {}
+            place = f"per_layer_config.{index if str(index) in overrides else kind}"
+            override = self.table(place, overrides) or {}
             values |= {key: self.integer(key, source=override) for key in values if key in override}
         elif kind == FULL:
             values["head_dim"] = 512
@@ -217,18 +238,21 @@ class _Reader:
         return LayerGeometry(kind, values["head_dim"], values["num_key_value_heads"])
 
     def rope(self, kind: str, default: Rope) -> Rope:
-        parameters = (self.text.get("rope_parameters") or {}).get(kind)
+        place = f"rope_parameters.{kind}"
+        parameters = self.table(place, self.table("rope_parameters") or {})
         if parameters is None:
             return default
         rope_type = parameters.get("rope_type", default.rope_type)
         if rope_type not in ("default", "proportional"):
             raise self.fail(
-                f"rope_parameters.{kind}.rope_type",
+                f"{place}.rope_type",
                 f"{rope_type!r} is not supported; known: default, proportional",
             )
-        factor = float(parameters.get("partial_rotary_factor", 1.0))
-        if rope_type == "default" and factor != 1.0:
-            raise self.fail(
-                f"rope_parameters.{kind}.partial_rotary_factor", "must be 1 with rope_type default"
-            )
-        return Rope(rope_type, float(parameters.get("rope_theta", default.rope_theta)), factor)
+        key = f"{place}.partial_rotary_factor"
+        factor = self.positive(key, 1.0, parameters)
+        if rope_type == "default" and factor != 1:
+            raise self.fail(key, f"must be 1 with rope_type default, got {factor}")
+        if factor > 1:
+            raise self.fail(key, f"must be at most 1, got {factor}")
+        theta = self.positive(f"{place}.rope_theta", default.rope_theta, parameters)
+        return Rope(rope_type, theta, factor)

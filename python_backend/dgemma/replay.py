@@ -48,17 +48,20 @@ class Tape:
     @classmethod
     def load(cls, path: Path, geometry: Geometry, steps: int) -> Tape:
         """InvalidRequest names the array that is missing, misshapen or out of range."""
-        try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
-        except (OSError, ValueError, BadZipFile) as error:
-            raise InvalidRequest("tape", f"{path} is not a readable .npz file: {error}") from None
+        arrays = _read(path)
         names = ("input_ids", "max_new_tokens", "init", "uniform", "renoise")
         if missing := [name for name in names if name not in arrays]:
             raise InvalidRequest("tape", f"{path} lacks {', '.join(missing)}")
+        for name in names:
+            wanted = "iuf" if name == "uniform" else "iu"
+            if (kind := arrays[name].dtype).kind not in wanted:
+                what = "numbers" if name == "uniform" else "integers"
+                raise InvalidRequest(f"tape.{name}", f"holds {kind}; it must hold {what}")
+        if arrays["max_new_tokens"].size != 1:
+            raise InvalidRequest("tape.max_new_tokens", "must be one number")
         tape = cls(
             arrays["input_ids"].astype(np.int64),
-            int(arrays["max_new_tokens"]),
+            int(arrays["max_new_tokens"].item()),
             arrays["init"].astype(np.int64),
             arrays["uniform"].astype(np.float64),
             arrays["renoise"].astype(np.int64),
@@ -83,6 +86,8 @@ class Tape:
                 raise InvalidRequest(
                     f"tape.{name}", f"has shape {list(got)}, this request needs {list(shape)}"
                 )
+        if not ((self.uniform >= 0) & (self.uniform <= 1)).all():
+            raise InvalidRequest("tape.uniform", "holds numbers outside 0..1")
         for name in ("input_ids", "init", "renoise"):
             values = getattr(self, name)
             if values.min() < 0 or values.max() >= geometry.vocab_size:
@@ -161,7 +166,7 @@ def replay(checkpoint: Path, tape: Path, out: Path, engine: Path | None = None) 
     draws = Tape.load(tape, geometry, steps)
     canvases = -(-draws.max_new_tokens // length)
     capacity = Capacity(1, len(draws.input_ids) + canvases * length, 2)
-    runner = _open(checkpoint, engine, capacity)
+    runner = _open(checkpoint, engine, geometry, capacity)
     record = Record.empty(canvases, steps, length)
     tail = _RecordingTail(
         Head(runner.embedding(), geometry.final_logit_softcapping),
@@ -182,12 +187,20 @@ def replay(checkpoint: Path, tape: Path, out: Path, engine: Path | None = None) 
     np.savez(out, **arrays)
 
 
-def _open(checkpoint: Path, engine: Path | None, capacity: Capacity) -> Engine:
+def _open(checkpoint: Path, engine: Path | None, geometry: Geometry, capacity: Capacity) -> Engine:
     if engine is None:
         return TorchReference.from_checkpoint(Checkpoint(checkpoint), capacity)
-    from dgemma.engine.onnx_engine import OnnxEngine  # only engines need onnxruntime
+    from dgemma.assemble import open_engine  # only engines need their runtimes
 
-    return OnnxEngine(engine, capacity)
+    return open_engine(engine, geometry, checkpoint, capacity)
+
+
+def _read(path: Path) -> dict[str, npt.NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except (OSError, ValueError, EOFError, TypeError, BadZipFile) as error:
+        raise InvalidRequest("tape", f"{path} is not a readable .npz file: {error}") from None
 
 
 def _request(tape: Tape, defaults: GenerationDefaults) -> Request:

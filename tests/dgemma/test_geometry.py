@@ -218,7 +218,7 @@ def test_what_cannot_be_computed_is_refused_by_key(
         ({"final_logit_softcapping": "x"}, "final_logit_softcapping"),
         ({"rms_norm_eps": [1]}, "rms_norm_eps"),
         ({"rope_parameters": {FULL: {"rope_theta": "x"}}}, "rope_theta"),
-        ({"rope_parameters": {FULL: {"partial_rotary_factor": None}}}, "partial_rotary_factor"),
+        ({"rope_parameters": {FULL: {"partial_rotary_factor": [1]}}}, "partial_rotary_factor"),
         ({"rope_parameters": [1]}, "rope_parameters"),
         ({"rope_parameters": {FULL: 3}}, "rope_parameters"),
         ({"per_layer_config": [1]}, "per_layer_config"),

@@ -122,7 +122,7 @@ class Attention(nn.Module):
             self.with_context(v, pool_v, rows),
             attn_mask=keys.bias.to(q.dtype),
             scale=1.0,
-            enable_gqa=True,
+            enable_gqa=self.heads != self.kv_heads,
         )
         return self.o_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 

@@ -56,8 +56,12 @@ class Checkpoint:
     def _sharded(self, index: Path) -> dict[str, Path]:
         try:
             table: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ConfigurationError(f"{index}: no readable weight_map: {error!r}") from None
+            if not all(isinstance(shard, str) for shard in table.values()):
+                raise TypeError("a weight_map gives each tensor the name of a file")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigurationError(
+                f"{index}: no readable weight_map: {error!r}; download the checkpoint again"
+            ) from None
         present = {shard: _names(self.directory / shard) for shard in sorted(set(table.values()))}
         for name, shard in table.items():
             if name not in present[shard]:

@@ -91,7 +91,8 @@ class Network(nn.Module):
         self.self_conditioning = SelfConditioning(
             g.hidden_size, g.intermediate_size, g.rms_norm_eps
         )
-        root = torch.tensor(math.sqrt(g.hidden_size), device="cpu")
+        # Of one element: the exporter's optimiser loses a product with a constant scalar.
+        root = torch.tensor([math.sqrt(g.hidden_size)], device="cpu")
         self.register_buffer("embed_scale", root, persistent=False)
         for full, name in ((False, "sliding_frequencies"), (True, "full_frequencies")):
             dim = next((x.head_dim for x in g.layers if x.is_full == full), 2)

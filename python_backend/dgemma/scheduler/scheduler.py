@@ -87,7 +87,7 @@ class Scheduler:
             sequence = self.waiting.popleft()
             sequence.admit(self.free_slots.pop(), self.tail)
             self.running.append(sequence)
-        self._retire()  # an answer that is pinned throughout is complete without a pass
+            self._retire()  # an answer that is pinned throughout is complete without a pass
 
     def _run(self, rows: list[Row], shares: list[list[Row]]) -> None:
         hidden = self.engine.forward(rows)
