@@ -25,6 +25,7 @@ from transformers.utils import logging
 
 from dgemma.replay import Tape
 
+ROUTER_MARGIN = 3e-6  # some ten times what two fp32 implementations make of a probability
 Probabilities = npt.NDArray[np.float32]  # [L, V]
 Sample = Callable[[int, int, Probabilities], npt.NDArray[np.int64]]  # canvas, step -> ids [L]
 
@@ -45,10 +46,7 @@ class Record:
 
 
 class HuggingFace:
-    """A checkpoint in fp32 with sdpa attention and a dynamic cache.
-
-    `router_margin` is the least lead that a chosen expert ever had over one that was not.
-    """
+    """A checkpoint in fp32 with sdpa attention and a dynamic cache."""
 
     def __init__(self, checkpoint: Path) -> None:
         logging.set_verbosity_error()
@@ -65,6 +63,11 @@ class HuggingFace:
         for module in self.model.modules():
             if isinstance(module, DiffusionGemmaTextRouter):
                 module.register_forward_hook(self._watch)
+
+    @property
+    def routes_clearly(self) -> bool:
+        """Whether every expert chosen so far led those that were not by more than rounding."""
+        return self.router_margin > ROUTER_MARGIN
 
     def _watch(self, router: Any, _: Any, output: tuple[Tensor, ...]) -> None:
         k = router.config.top_k_experts

@@ -26,10 +26,11 @@ def encode_rows(engine: Engine, ids: Tensor, slot: int, start: int = 0) -> list[
     ]
 
 
-def prefill(engine: Engine, ids: Tensor, slot: int) -> Tensor:
+def prefill(engine: Engine, ids: Tensor, slot: int, start: int = 0) -> Tensor:
     """Hidden states `[T, D]` of ids `[T]`, one row a pass."""
     outputs = [
-        engine.forward([row])[0, : row.valid].clone() for row in encode_rows(engine, ids, slot)
+        engine.forward([row])[0, : row.valid].clone()
+        for row in encode_rows(engine, ids, slot, start)
     ]
     return torch.cat(outputs)
 

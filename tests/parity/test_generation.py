@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.oracle.tapes import Played, play
 
 SEEDS = range(100, 124)
 ENGINE_SEEDS = (100, 101, 102)
+STOPPING = 104
 
 Replayed = dict[str, npt.NDArray[Any]]
 
@@ -132,3 +134,18 @@ def test_the_played_cases_cover_how_a_canvas_and_an_answer_end(played: dict[int,
     assert min(shares) < 0.1 and max(shares) == 1.0
     experts = {played[seed].case.text["num_experts"] > 8 for seed in ENGINE_SEEDS}
     assert experts == {True, False}, "engines with and without a capacity of experts"
+
+
+@pytest.mark.parametrize("undeclared", ["eos_token_id", "pad_token_id"])
+def test_only_the_token_ids_that_generation_config_declares_count(
+    undeclared: str, tmp_path: Path
+) -> None:
+    """HF's `generate` does not look for them in `config.json`, where a service does."""
+    common = list(range(0, 320, 5))
+    case = replace(draw_case(STOPPING), canvases=2)
+    case.generation["eos_token_id"] = common
+    case.generation[undeclared] = None
+    case.text["eos_token_id"] = common
+    played = play(case, tmp_path)
+    assert len(played.record.steps) == (2 if undeclared == "eos_token_id" else 1)
+    assert_same(run(played, tmp_path / "out.npz"), played)
