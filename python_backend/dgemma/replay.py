@@ -37,7 +37,7 @@ IntArray = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Tape:
-    """A request and its draws; see `docs/tape.md` for the meaning of each array."""
+    """A request and its draws; `tape.md` beside this package says what each array means."""
 
     input_ids: IntArray  # [P]
     max_new_tokens: int

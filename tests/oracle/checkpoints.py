@@ -199,7 +199,7 @@ def draw_case(seed: int, **text_overrides: Any) -> Case:
         "num_global_key_value_heads": rng.choice(groups),
         "head_dim": rng.choice([8, 16]),
         "global_head_dim": rng.choice([8, 16, 32]),
-        "sliding_window": rng.choice([5, canvas // 2, canvas + 3, prompt + 1, 3 * canvas]),
+        "sliding_window": rng.choice([5, canvas // 2, canvas + 3, prompt + 1, 5 * canvas + 8]),
         "num_experts": experts,
         "top_k_experts": rng.randint(1, 3),
         "moe_intermediate_size": rng.choice([8, 24]),

@@ -23,6 +23,7 @@ def encode_rows(engine: Engine, ids: Tensor, slot: int, start: int = 0) -> list[
     return [
         Row(padded(part, length), slot, start + i * length, len(part), denoise=False)
         for i, part in enumerate(parts)
+        if len(part)
     ]
 
 

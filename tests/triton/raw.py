@@ -125,16 +125,14 @@ def _answered(result: Any) -> Answered:
 
 
 @contextmanager
-def stream(url: str, *, status: bool = False) -> Iterator[Stream]:
+def stream(url: str) -> Iterator[Stream]:
     """A stream with a deadline; what still runs at its end is cancelled.
 
-    `status` asks Triton to give an error its gRPC status, which also ends the stream; otherwise it
-    is a message on the stream and the requests beside it go on.
+    An error is a message on the stream, and the requests beside it go on.
     """
     with triton.InferenceServerClient(url) as client:
         opened = Stream(client)
-        headers = {"triton_grpc_error": "true"} if status else None
-        client.start_stream(opened.accept, stream_timeout=DEADLINE_S, headers=headers)
+        client.start_stream(opened.accept, stream_timeout=DEADLINE_S)
         try:
             yield opened
         finally:
