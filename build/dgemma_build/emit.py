@@ -6,8 +6,10 @@ inputs, so that no weight is ever read here; knows nothing of targets, precision
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import onnx
@@ -62,8 +64,7 @@ def emit(
         network = Network(geometry, fused).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
         arguments = _example(geometry, network, dtype)
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
+        with _silence(), torch.no_grad():
             program = torch.onnx.export(
                 _PureNetwork(network),
                 arguments,
@@ -77,6 +78,22 @@ def emit(
             )
     assert program is not None
     return program.model_proto
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep the exporter's remarks, which name nothing that a user could change, off the screen."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _weight_names(network: Network) -> list[str]:

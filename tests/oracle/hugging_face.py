@@ -25,7 +25,7 @@ from transformers.utils import logging
 
 from dgemma.replay import Tape
 
-ROUTER_MARGIN = 3e-6  # some ten times what two fp32 implementations make of a probability
+ROUTER_MARGIN = 1e-5  # some five times what two fp32 implementations make of a score
 Probabilities = npt.NDArray[np.float32]  # [L, V]
 Sample = Callable[[int, int, Probabilities], npt.NDArray[np.int64]]  # canvas, step -> ids [L]
 
@@ -73,7 +73,7 @@ class HuggingFace:
         k = router.config.top_k_experts
         ranked = output[0].float().sort(-1, descending=True).values
         if k < ranked.shape[-1]:
-            least = (ranked[..., k - 1] - ranked[..., k]).min().item()
+            least = (ranked[..., k - 1] / ranked[..., k]).log().min().item()
             self.router_margin = min(self.router_margin, least)
 
     @torch.inference_mode()

@@ -23,7 +23,7 @@ SAMPLING: dict[str, Any] = {
     "ignore_eos": True,
     "return_token_ids": True,
 }
-PROMPT = count_prompt(3, 44)
+PROMPT = count_prompt(3)
 USAGE = {
     *("prompt_tokens", "completion_tokens", "committed_tokens", "denoising_steps", "cap_hits"),
     *("mean_entropy", "passes", "seed", "queue_ms", "first_block_ms", "total_ms"),
