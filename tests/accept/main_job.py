@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -24,7 +25,7 @@ from dgemma.triton_server import shared_memory
 from dgemma.triton_server.processes import session_members
 from dgemma.triton_server.server import TritonServer
 from dgemma_build.demo.evaluate import evaluate
-from tests.bench.__main__ import MODEL_REPOSITORY, measure
+from tests.bench.__main__ import MODEL_REPOSITORY, WIDTH, measure
 from tests.identity import keyed_by_row, mixes_differ
 
 MIXES = 100
@@ -115,7 +116,7 @@ def speed(engine: Path, checkpoint: Path) -> Iterator[Line]:
 
 
 def table(lines: list[Line]) -> Table:
-    result = Table(title="the main job")
+    result = Table(title="the main job", box=SIMPLE, title_justify="left")
     for heading in ("what", "seen", "promised", ""):
         result.add_column(heading)
     for line in lines:
@@ -132,7 +133,7 @@ def main(
 ) -> None:
     """Print the table; some ten minutes. The exit code is 1 where a promise does not hold."""
     engine, checkpoint = engine.resolve(), checkpoint.resolve()
-    console, progress = Console(), Console(stderr=True)
+    console, progress = Console(width=WIDTH), Console(stderr=True)
     lines: list[Line] = []
     parts = assemble(engine, checkpoint, slots=8)
     for part in (

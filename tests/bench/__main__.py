@@ -17,6 +17,7 @@ from statistics import median
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -31,6 +32,7 @@ from tests.bench.workload import FIXED, LONGEST
 MODEL_REPOSITORY = Path("model_repository")
 EXPERTS = ("grouped_mm", "batched_mm", "eager")  # what HF offers; the fastest is the peer
 SLOTS = 8
+WIDTH = 100  # of the table, also where the output is no terminal
 BARE_PASSES = 100
 ONE_BLOCK = {"max_new_tokens": 96, "seed": 1, **FIXED}
 EIGHT = {"max_new_tokens": LONGEST, **FIXED}
@@ -172,7 +174,8 @@ def figures(samples: dict[str, list[Any]], peer: str) -> list[Figure]:
 
 
 def table(lines: list[Figure], threads: int, turns: int) -> Table:
-    result = Table(title=f"{machine()}, {threads} threads, median of {turns}")
+    title = f"{machine()}, {threads} threads, median of {turns}"
+    result = Table(title=title, box=SIMPLE, title_justify="left")
     for heading in ("figure", "measured", "limit", ""):
         result.add_column(heading)
     for line in lines:
@@ -199,7 +202,7 @@ def main(
     """Print the figures. The exit code is 1 where a limit is missed."""
     threads = threads or len(os.sched_getaffinity(0))
     lines = measure(engine.resolve(), checkpoint.resolve(), threads, turns)
-    Console().print(table(lines, threads, turns))
+    Console(width=WIDTH).print(table(lines, threads, turns))
     raise typer.Exit(int(any(line.holds is False for line in lines)))
 
 

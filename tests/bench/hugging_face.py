@@ -23,6 +23,7 @@ class HuggingFace:
 
     def __init__(self, checkpoint: str, experts: str) -> None:
         logging.set_verbosity_error()
+        logging.disable_progress_bar()
         self.model = DiffusionGemmaForBlockDiffusion.from_pretrained(
             checkpoint,
             dtype=torch.float32,

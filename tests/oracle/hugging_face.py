@@ -156,7 +156,7 @@ class HuggingFace:
         return record
 
 
-class TapedSampler(generation.EntropyBoundSampler):  # type: ignore[misc]
+class TapedSampler(generation.EntropyBoundSampler):
     """HF's sampler with canvases from a tape. HF draws fresh tokens in one place for both uses."""
 
     tape: Tape

@@ -44,3 +44,8 @@ def soft_embedding(engine: Engine, logits: Tensor) -> Tensor:
     """Expected token embedding `[L, D]` under logits `[L, V]`."""
     mixed: Tensor = torch.softmax(logits, -1) @ engine.embedding()
     return mixed * engine.geometry.hidden_size**0.5
+
+
+def assert_close(ours: Tensor, theirs: Tensor) -> None:
+    """Equal to what two orders of fp32 arithmetic may differ by."""
+    torch.testing.assert_close(ours, theirs, rtol=0.0, atol=1e-4)

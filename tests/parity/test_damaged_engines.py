@@ -25,7 +25,7 @@ Damage = Callable[[Path], Any]
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("whole")
-    small = {"num_hidden_layers": 1, "layer_types": [FULL], "num_experts": 2}
+    small: dict[str, Any] = {"num_hidden_layers": 1, "layer_types": [FULL], "num_experts": 2}
     checkpoint = write_tiny_checkpoint(root / "checkpoint", **small)
     build_engine(checkpoint, "cpu", "fp32", root / "engine")
     return root / "engine"

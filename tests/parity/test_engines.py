@@ -21,12 +21,13 @@ from dgemma_build.demo.vocabulary import VOCAB_SIZE
 from dgemma_build.engine import build_engine
 from tests.oracle.checkpoints import CANVAS, write_tiny_checkpoint
 from tests.oracle.hugging_face import ROUTER_MARGIN
-from tests.oracle.passes import padded, prefill
+from tests.oracle.passes import assert_close, padded, prefill
 
 SLOTS, CONTEXT = 4, 400  # contexts of one pass differ by more than what they are rounded up to
 CAPACITY = Capacity(SLOTS, CONTEXT, 2 * SLOTS)
-CLOSE = {"rtol": 0.0, "atol": 1e-4}
-FEW, MANY = {"num_experts": 4, "top_k_experts": 2}, {"num_experts": 12, "top_k_experts": 3}
+Experts = dict[str, Any]
+FEW: Experts = {"num_experts": 4, "top_k_experts": 2}
+MANY: Experts = {"num_experts": 12, "top_k_experts": 3}
 
 Pass = list[Row]
 
@@ -46,10 +47,10 @@ class Kind:
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, int]], Kind]:
+def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Experts], Kind]:
     built: dict[int, Kind] = {}
 
-    def get(experts: dict[str, int]) -> Kind:
+    def get(experts: Experts) -> Kind:
         count = experts["num_experts"]
         if count not in built:
             root = tmp_path_factory.mktemp(f"experts-{count}")
@@ -62,7 +63,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[dict[str, int]]
 
 
 @pytest.fixture(params=[FEW, MANY], ids=["dense", "capacity"])
-def kind(request: pytest.FixtureRequest, build: Callable[[dict[str, int]], Kind]) -> Kind:
+def kind(request: pytest.FixtureRequest, build: Callable[[Experts], Kind]) -> Kind:
     return build(request.param)
 
 
@@ -119,17 +120,17 @@ def test_mixed_passes_give_what_the_reference_gives(kind: Kind, seed: int) -> No
     for rows, theirs in zip(passes, expected, strict=True):
         ours = compiled.forward(rows)
         for i, row in enumerate(rows):
-            torch.testing.assert_close(ours[i, : row.valid], theirs[i, : row.valid], **CLOSE)
+            assert_close(ours[i, : row.valid], theirs[i, : row.valid])
     assert_pools_close(compiled, reference)
 
 
 def assert_pools_close(one: OnnxEngine, other: TorchReference) -> None:
     for a, b in zip(one.pool.arrays, other.pool.arrays, strict=True):
-        torch.testing.assert_close(torch.from_numpy(a), torch.from_numpy(b), **CLOSE)
+        assert_close(torch.from_numpy(a), torch.from_numpy(b))
 
 
 def test_both_ways_to_compute_experts_are_compiled(
-    build: Callable[[dict[str, int]], Kind],
+    build: Callable[[Experts], Kind],
 ) -> None:
     alike = padded(torch.tensor([70]), CANVAS, 70)  # equal tokens crowd into the same experts
     for experts, overflows in ((FEW, False), (MANY, True)):
@@ -139,7 +140,7 @@ def test_both_ways_to_compute_experts_are_compiled(
 
 
 def test_a_pass_that_overflowed_and_was_run_again_leaves_no_trace(
-    build: Callable[[dict[str, int]], Kind], monkeypatch: pytest.MonkeyPatch
+    build: Callable[[Experts], Kind], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind = build(MANY)
     crowded, roomy = kind.compiled(), kind.compiled()

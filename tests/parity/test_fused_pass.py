@@ -19,10 +19,9 @@ from dgemma.model.checkpoint import Checkpoint
 from dgemma_build.demo.vocabulary import VOCAB_SIZE
 from tests.oracle.checkpoints import SLIDING, Case, draw_case
 from tests.oracle.hugging_face import HuggingFace
-from tests.oracle.passes import denoise_row, encode_rows, padded, prefill
+from tests.oracle.passes import assert_close, denoise_row, encode_rows, padded, prefill
 
 SEEDS = range(200, 216)
-CLOSE = {"rtol": 0.0, "atol": 1e-4}
 SLOT = 2
 
 
@@ -67,7 +66,7 @@ def assert_same_pools(one: TorchReference, other: TorchReference, end: int) -> N
         window = one.pool.window
         at = range(end) if full else [p % window for p in range(max(0, end - window), end)]
         mine, theirs = (torch.from_numpy(pool[SLOT][:, list(at)]) for pool in (a, b))
-        torch.testing.assert_close(mine, theirs, **CLOSE)
+        assert_close(mine, theirs)
 
 
 def test_partner_rows_give_what_a_commit_and_a_denoise_pass_give(scene: Scene) -> None:
@@ -80,7 +79,7 @@ def test_partner_rows_give_what_a_commit_and_a_denoise_pass_give(scene: Scene) -
         denoise = denoise_row(fresh, SLOT, start + length)
         expected = [apart.forward([row])[0].clone() for row in (commit, denoise)]
         pair = together.forward([commit, replace(denoise, partner=0)])
-        torch.testing.assert_close(pair, torch.stack(expected), **CLOSE)
+        assert_close(pair, torch.stack(expected))
         start += length
         assert_same_pools(apart, together, start)
 
@@ -96,8 +95,8 @@ def test_a_partner_padded_beyond_its_valid_tokens_shows_only_those(scene: Scene)
     denoise = denoise_row(canvas, SLOT, last.end)
     expected = [apart.forward([row])[0].clone() for row in (last, denoise)]
     pair = together.forward([replace(denoise, partner=1), last])
-    torch.testing.assert_close(pair[0], expected[1], **CLOSE)
-    torch.testing.assert_close(pair[1, : last.valid], expected[0][: last.valid], **CLOSE)
+    assert_close(pair[0], expected[1])
+    assert_close(pair[1, : last.valid], expected[0][: last.valid])
     assert_same_pools(apart, together, last.end)
 
 
@@ -109,7 +108,7 @@ def test_prefill_does_not_depend_on_where_chunks_end(scene: Scene) -> None:
     for size in (1, 2, 5, scene.case.canvas_length, 11, 3, len(ids)):
         for row in encode_rows(pieces, ids[start : start + size], SLOT, start):
             hidden = pieces.forward([row])[0, : row.valid]
-            torch.testing.assert_close(hidden, expected[start : row.end], **CLOSE)
+            assert_close(hidden, expected[start : row.end])
             start = row.end
     assert start == len(ids)
     assert_same_pools(whole, pieces, start)
@@ -138,7 +137,7 @@ def test_rows_of_several_slots_do_not_see_each_other(scene: Scene) -> None:
     expected = [alone.forward([row])[0].clone() for row in mine]
     others = [denoise_row(second, 0, 0), *encode_rows(among, second, 1)]
     hidden = among.forward([others[0], mine[0], others[1], replace(mine[1], partner=1)])
-    torch.testing.assert_close(hidden[[1, 3]], torch.stack(expected), **CLOSE)
+    assert_close(hidden[[1, 3]], torch.stack(expected))
 
 
 def test_the_scenes_have_windows_shorter_than_a_canvas_and_longer_than_everything() -> None:

@@ -16,11 +16,10 @@ from dgemma.tail.statistics import Head
 from dgemma_build.demo.vocabulary import VOCAB_SIZE
 from tests.oracle.checkpoints import FULL, SLIDING, Case, draw_case
 from tests.oracle.hugging_face import HuggingFace
-from tests.oracle.passes import denoise_row, prefill, soft_embedding
+from tests.oracle.passes import assert_close, denoise_row, prefill, soft_embedding
 
 SEEDS = range(24)
 KV_HEADS = ("num_key_value_heads", "num_global_key_value_heads")
-CLOSE = {"rtol": 0.0, "atol": 1e-4}
 
 
 def open_both(case: Case, directory: Path) -> tuple[HuggingFace, TorchReference]:
@@ -78,11 +77,11 @@ def test_hidden_states_and_logits_are_those_of_hugging_face(seed: int, tmp_path:
             soft = None if step.before is None else soft_embedding(engine, step.before)
             ours = engine.forward([denoise_row(step.ids, slot, start, soft)])[0]
             theirs = hf.logits(step.hidden)
-            torch.testing.assert_close(our_logits(engine, ours), theirs, **CLOSE)
+            assert_close(our_logits(engine, ours), theirs)
         else:
             ours = prefill(engine, step.ids, slot, start)
             start += len(step.ids)
-        torch.testing.assert_close(ours, step.hidden, **CLOSE)
+        assert_close(ours, step.hidden)
 
 
 def test_the_drawn_geometries_cover_what_can_vary() -> None:

@@ -14,6 +14,7 @@ from statistics import mean
 from typing import Annotated
 
 import typer
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -105,7 +106,7 @@ def evaluate(parts: Parts, count: int) -> list[Score]:
 
 
 def table(scores: Sequence[Score]) -> Table:
-    result = Table(title="demo checkpoint")
+    result = Table(box=SIMPLE)
     for heading in ("skill", "tasks", "right", "steps / canvas", "canvases", "passes / answer"):
         result.add_column(heading, justify="left" if heading == "skill" else "right")
     for s in scores:
@@ -128,7 +129,7 @@ def main(
 ) -> None:
     """Print the table of what the checkpoint can do."""
     parts = assemble(engine, checkpoint, slots=SLOTS, threads=threads)
-    Console().print(table(evaluate(parts, count)))
+    Console(width=88).print(table(evaluate(parts, count)))
 
 
 if __name__ == "__main__":

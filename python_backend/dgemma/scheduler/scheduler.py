@@ -96,7 +96,9 @@ class Scheduler:
         owners = [s for s, share in zip(self.running, shares, strict=True) if share[-1].denoise]
         if denoising:
             states = [(s.canvas, s.request.sampling) for s in owners if s.canvas is not None]
-            self.tail.step(hidden[denoising], states)
+            # Most passes only denoise; a selection would copy.
+            chosen = hidden if len(denoising) == len(rows) else hidden[denoising]
+            self.tail.step(chosen, states)
         for sequence, share in zip(self.running, shares, strict=True):
             sequence.encoded_rows(share)
         for sequence in owners:

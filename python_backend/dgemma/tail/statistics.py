@@ -127,4 +127,7 @@ def product(rows: Tensor, matrix: Tensor) -> Tensor:
     """
     if rows.device.type != "cpu" or len(rows) == 1:
         return rows @ matrix
-    return torch.stack([row @ matrix for row in rows])
+    out = rows.new_empty(*rows.shape[:-1], matrix.shape[-1])
+    for row, place in zip(rows, out, strict=True):
+        torch.mm(row, matrix, out=place)
+    return out
