@@ -9,14 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from dgemma.tail.noise import INITIAL, RENOISE, SAMPLE, Key, Noise
+from dgemma.tail.noise import INITIAL, RENOISE, SAMPLE, Key, Noise, Words
 from dgemma.tail.statistics import Race
+
+PLANNED, MOST_PLANS = 8, 512  # steps of a plan; plans kept, some kilobytes each
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,14 @@ class Draws(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """The hashes of `PLANNED` steps of one canvas, made at once because each is tiny."""
+
+    renoise: Tensor  # int64 [PLANNED, L]
+    sample: Words  # of PLANNED keys
+
+
 class SeededDraws:
     """What the service uses: counter-based noise and an exponential race over the vocabulary."""
 
@@ -53,18 +63,29 @@ class SeededDraws:
         self, canvas_length: int, vocab_size: int, device: torch.device | None = None
     ) -> None:
         self.noise = Noise(canvas_length, vocab_size, device or torch.device("cpu"))
+        self._plan = lru_cache(MOST_PLANS)(self._planned)
 
     def initial(self, seed: int, block: int) -> Tensor:
         return self.noise.ids(self.noise.words([Key.of(seed, block, 0, INITIAL)]))[0]
 
     def step(self, moments: Sequence[Moment]) -> tuple[Tensor, Race | None]:
-        keys = [
-            Key.of(m.seed, m.block, m.step, purpose)
-            for purpose in (RENOISE, SAMPLE)
-            for m in moments
+        plans = [
+            (self._plan(m.seed, m.block, m.step // PLANNED), m.step % PLANNED) for m in moments
         ]
-        renoise, sample = self.noise.words(keys).split(len(moments))
-        return self.noise.ids(renoise), partial(self.noise.exponential, sample)
+        renoise = torch.stack([plan.renoise[i] for plan, i in plans])
+        words = Words(
+            torch.stack([plan.sample.positions[i] for plan, i in plans]),
+            torch.stack([plan.sample.high[i] for plan, i in plans]),
+        )
+        return renoise, partial(self.noise.exponential, words)
+
+    def _planned(self, seed: int, block: int, part: int) -> _Plan:
+        steps = range(part * PLANNED, (part + 1) * PLANNED)
+        renoise, sample = (
+            self.noise.words([Key.of(seed, block, step, purpose) for step in steps])
+            for purpose in (RENOISE, SAMPLE)
+        )
+        return _Plan(self.noise.ids(renoise), sample)
 
     def invert(self, moments: Sequence[Moment], probabilities: Tensor) -> Tensor:
         raise TypeError("seeded draws sample by a race, not by inverting a distribution")

@@ -70,12 +70,6 @@ class Words:
     positions: Tensor  # int32 [R, L]
     high: Tensor  # int32 [R, 1], the half of each key that is not in `positions`
 
-    def split(self, rows: int) -> tuple[Words, Words]:
-        """The first rows, and the others."""
-        return Words(self.positions[:rows], self.high[:rows]), Words(
-            self.positions[rows:], self.high[rows:]
-        )
-
 
 class Noise:
     """Hashes keys with positions and token ids; holds the constant parts of both."""
