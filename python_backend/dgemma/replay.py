@@ -140,9 +140,10 @@ class _WholeCanvases:
         self.ids: list[int] = []
 
     def push(self, block: Sequence[int]) -> Delta:
-        ids = list(block)
-        stops = [i for i, token in enumerate(ids) if token in self.defaults.eos_token_ids]
-        if stops:
+        ids, declared = list(block), self.defaults.declared
+        ends = self.defaults.eos_token_ids if "eos_token_id" in declared else ()
+        stops = [i for i, token in enumerate(ids) if token in ends]
+        if stops and "pad_token_id" in declared:
             kept = ids[: stops[0] + 1]
             ids = kept + [self.defaults.pad_token_id] * (len(ids) - len(kept))
         self.ids += ids

@@ -36,7 +36,7 @@ def random_ids(case: Case, shape: tuple[int, ...]) -> Tensor:
 def our_logits(engine: TorchReference, hidden: Tensor) -> Tensor:
     """The tail's scores; these are larger than logits by a constant that no softmax sees."""
     head = Head(engine.embedding(), engine.geometry.final_logit_softcapping)
-    return head.scores(hidden, torch.tensor(1.0), 0, VOCAB_SIZE) - head.softcap
+    return head.scores(hidden[None], torch.tensor(1.0), 0, VOCAB_SIZE)[0] - head.softcap
 
 
 @dataclass(frozen=True)

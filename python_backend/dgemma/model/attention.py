@@ -1,8 +1,9 @@
-"""Attention of a row over [its own K/V ; its slot's context ; its partner's fresh K/V].
+"""Attention of a row over its own K/V, its slot's context and its partner's fresh K/V.
 
 Knows keys, masks and head groups; knows nothing of experts or of how a pool is written.
-Keys stand in this order because a padded context at the end of one row must not move another
-row's numbers: what is absent adds exact zeros behind what is present.
+What a neighbour needs must not move a row's numbers: keys whose number varies from pass to pass
+stand last, where they add exact zeros behind what is present. In full layers that is the context,
+in sliding layers, whose rings never vary, the partner, which most passes do without.
 Shapes: R rows, L row length, H query heads, G K/V heads, d head size, S keys of a row,
 W sliding window, N context positions that the pass reads.
 """
@@ -57,9 +58,11 @@ def build_keys(g: Geometry, full: bool, rows: RowIndex, frequencies: Tensor) -> 
         context = last - torch.remainder(last - torch.arange(window), window)
         context = torch.where(context >= 0, context, ABSENT)
     other = rows.partner.clamp(min=0)
-    there = (rows.partner >= 0)[:, None] & (rows.partner_index < rows.valid[other][:, None])
-    partner = torch.where(there, rows.start[other][:, None] + rows.partner_index, ABSENT)
-    keys = torch.cat([queries, context, partner], 1)[:, None, :]  # [R, 1, S]
+    index = torch.arange(length) if full else rows.partner_index
+    there = (rows.partner >= 0)[:, None] & (index < rows.valid[other][:, None])
+    partner = torch.where(there, rows.start[other][:, None] + index, ABSENT)
+    parts = [queries, partner, context] if full else [queries, context, partner]
+    keys = torch.cat(parts, 1)[:, None, :]  # [R, 1, S]
     # A denoise row sees all of its canvas, an encode row what is not after the query.
     upper = torch.where(rows.denoise[:, None], queries[:, -1:], queries)[:, :, None]
     seen = keys <= upper  # [R, L, S]
@@ -127,11 +130,13 @@ class Attention(nn.Module):
         return self.o_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def with_context(self, fresh: Tensor, pool: Tensor, rows: RowIndex) -> Tensor:
-        """[own ; context ; partner], `[R, G, S, d]`."""
+        """The keys or values in the order of `build_keys`, `[R, G, S, d]`."""
+        other, context = rows.partner.clamp(min=0), self.context(pool, rows)
+        if self.full:
+            return torch.cat([fresh, fresh.index_select(0, other), context], 2)
         # Sliced before it is gathered, so that a pass without partners copies nothing.
-        partner = fresh[:, :, : rows.partner_index.shape[0]]
-        partner = partner.index_select(0, rows.partner.clamp(min=0))
-        return torch.cat([fresh, self.context(pool, rows), partner], 2)
+        partner = fresh[:, :, : rows.partner_index.shape[0]].index_select(0, other)
+        return torch.cat([fresh, context, partner], 2)
 
     def context(self, pool: Tensor, rows: RowIndex) -> Tensor:
         """The slots' rings, or of full layers just the positions that the pass reads."""

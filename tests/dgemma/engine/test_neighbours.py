@@ -1,0 +1,58 @@
+"""A row's hidden states have the same bits whatever rows share its pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from dgemma.engine.base import Capacity, Row
+from dgemma.engine.onnx_engine import OnnxEngine
+
+L, D = 96, 64
+LONG = 6 * L  # so long a context that products over the keys are done in several parts
+
+
+@pytest.fixture(scope="module")
+def engine(demo_engine: Path) -> OnnxEngine:
+    """Slot 1 holds a long context."""
+    opened = OnnxEngine(demo_engine, Capacity(4, 1024, 16), threads=2)
+    for start in range(0, LONG, L):
+        opened.forward([Row(tokens(start), 1, start, L, False)])
+    return opened
+
+
+def tokens(seed: int) -> Tensor:
+    return torch.randint(64, 320, (L,), generator=torch.Generator().manual_seed(seed))
+
+
+def run(engine: OnnxEngine, rows: Sequence[Row]) -> Tensor:
+    """The pass's hidden states; the pools stay as they were."""
+    before = [array.copy() for array in engine.pool.arrays]
+    hidden = engine.forward(rows).clone()
+    for array, old in zip(engine.pool.arrays, before, strict=True):
+        array[...] = old
+    return hidden
+
+
+@pytest.mark.parametrize("context", [0, 30, 96, 150, 192, 250, 384])
+@pytest.mark.parametrize("valid", [40, L])
+def test_neighbours_change_no_bit(engine: OnnxEngine, context: int, valid: int) -> None:
+    for start in range(0, context, L):
+        engine.forward([Row(tokens(start + 1), 0, start, min(L, context - start), False)])
+    soft = torch.randn(L, D, generator=torch.Generator().manual_seed(5))
+    pair = [
+        Row(tokens(7), 0, context, valid, False),
+        Row(tokens(8), 0, context + valid, L, True, soft, partner=0),
+    ]
+    single = [Row(tokens(8), 0, context, L, True, soft)]
+    far, near = Row(tokens(9), 1, LONG, L, True, soft), Row(tokens(10), 2, 0, L, True)
+    other_pair = [Row(tokens(11), 3, 0, L, False), Row(tokens(12), 3, L, L, True, None, partner=3)]
+    pair_alone, single_alone = run(engine, pair), run(engine, single)
+    for crowd in ([far], [near], [near, far], [far] * 6):
+        assert torch.equal(run(engine, pair + crowd)[:2], pair_alone)
+        assert torch.equal(run(engine, single + crowd)[:1], single_alone)
+    assert torch.equal(run(engine, [*single, far, near, *other_pair])[:1], single_alone)
