@@ -6,6 +6,7 @@ Knows requests; knows nothing of who answers them.
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 from dgemma_build.demo.prompts import Task, counts, sudokus
@@ -32,5 +33,7 @@ class Measured:
         return asdict(self)
 
 
+@cache
 def tasks() -> list[Task]:
+    """Made once: digging puzzles takes longer than solving them."""
     return [*sudokus(SUDOKUS, 30, SEED), *counts(COUNTS, SEED)]
