@@ -168,7 +168,9 @@ def test_a_prompt_longer_than_a_canvas_takes_a_pass_for_each_further_canvas(url:
 
 
 def test_a_drawn_seed_is_reported_and_reproduces_the_answer(url: str) -> None:
-    unseeded = {key: value for key, value in SAMPLING.items() if key != "seed"}
+    # So hot that no step of any seed is like another's, however sure the network is.
+    unseeded = {**SAMPLING, "t_min": 20.0, "t_max": 20.0}
+    del unseeded["seed"]
 
     def run(**seed: int) -> tuple[int, tuple[str, list[int]], list[float]]:
         sampling = {**unseeded, **seed}
@@ -177,7 +179,7 @@ def test_a_drawn_seed_is_reported_and_reproduces_the_answer(url: str) -> None:
 
     first, second = run(), run()
     assert first[0] != second[0]
-    assert first[2] != second[2]  # tokens may be the same where the network is sure of them
+    assert first[2] != second[2]
     assert run(seed=first[0]) == first
     assert run(seed=second[0]) == second
 
