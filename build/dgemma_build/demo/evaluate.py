@@ -129,7 +129,7 @@ def main(
 ) -> None:
     """Print the table of what the checkpoint can do."""
     parts = assemble(engine, checkpoint, slots=SLOTS, threads=threads)
-    Console(width=88).print(table(evaluate(parts, count)))
+    Console(width=100).print(table(evaluate(parts, count)))
 
 
 if __name__ == "__main__":
