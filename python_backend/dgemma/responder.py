@@ -19,9 +19,9 @@ from dgemma.scheduler.events import Event, Finished
 
 logger = logging.getLogger(__name__)
 
-# A client that has gone should free its slot within two passes, and the shortest take two
+# A client that has gone should free its slot within two passes, and short passes take a few
 # milliseconds. Asking costs about 0.1 ms a request: at most this share of the thread's time.
-POLL_EVERY_S = 0.004
+POLL_EVERY_S = 0.002
 POLL_SHARE = 0.2
 
 
