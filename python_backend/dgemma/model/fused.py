@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from dgemma.model.attention import Attention, Keys
 from dgemma.model.experts import Experts, Router
@@ -19,17 +19,20 @@ from dgemma.model.layers import GatedMLP, RMSNorm, gelu, rotate, unscaled_norm
 
 
 def project(attention: Attention, h: Tensor, keys: Keys) -> tuple[Tensor, Tensor, Tensor]:
-    """q `[R, H, L, d]`, k and v `[R, G, L, d]` of `h [R, L, D]`: one product, one norm."""
+    """q `[R, H, L, d]`, k and v `[R, G, L, d]` of `h [R, L, D]`, head by head: nothing to split."""
     a = attention
-    parts = [a.q_proj, a.k_proj] if a.v_proj is None else [a.q_proj, a.k_proj, a.v_proj]
-    weight = torch.cat([part.weight for part in parts])
-    heads = F.linear(h, weight).unflatten(-1, (-1, a.dim)).transpose(1, 2)
-    normed = unscaled_norm(heads, a.q_norm.eps)
-    scales = [(a.q_norm, a.heads), (a.k_norm, a.kv_heads)]
-    scale = torch.cat([norm.scale.expand(count, 1, a.dim) for norm, count in scales])
-    rotated = rotate(normed[:, : a.heads + a.kv_heads] * scale, keys.cos, keys.sin)
-    # The last heads are the values' own or, where there are none, the keys that serve as values.
-    return rotated[:, : a.heads], rotated[:, a.heads :], normed[:, -a.kv_heads :]
+    raw = by_head(h, a.k_proj, a.kv_heads)
+    values = raw if a.v_proj is None else by_head(h, a.v_proj, a.kv_heads)
+    q = rotate(a.q_norm(by_head(h, a.q_proj, a.heads)), keys.cos, keys.sin)
+    k = rotate(a.k_norm(raw), keys.cos, keys.sin)
+    return q, k, a.v_norm(values)
+
+
+def by_head(h: Tensor, linear: nn.Linear, heads: int) -> Tensor:
+    """`linear(h)` as `[R, heads, L, d]`, a product per head in place of one and a transposition."""
+    weight = linear.weight.unflatten(0, (heads, -1)).transpose(1, 2)  # [heads, D, d]
+    parts: Tensor = h[:, None] @ weight
+    return parts
 
 
 def feed_forward(
@@ -51,14 +54,17 @@ def feed_forward(
     share = shares(router, F.linear(normed, router.proj.weight * router.norm_scale))
     wide, narrow = inner.split([mlp.gate_proj.out_features, count * width], -1)
     narrow = (narrow.unflatten(-1, (count, width)) * share[..., None]).flatten(-2)
-    down = experts.down_proj.transpose(0, 1).flatten(1)  # [D, E * I]
+    down = experts.down_proj * router.per_expert_scale[:, None, None]
+    down = down.transpose(0, 1).flatten(1)  # [D, E * I]
     mixed: Tensor = after(mlp.down_proj(wide)) + after_routed(F.linear(narrow, down))
     return mixed
 
 
 def shares(router: Router, scores: Tensor) -> Tensor:
-    """Each expert's weight `[.., E]` of scores `[.., E]`: zero but for the top k."""
-    p = torch.softmax(scores.float(), -1)
-    top, chosen = p.topk(router.top_k, -1)
-    kept = (p * 0).scatter(-1, chosen, top)
-    return (kept / top.sum(-1, keepdim=True) * router.per_expert_scale).to(scores.dtype)
+    """Each expert's weight `[.., E]` of scores `[.., E]`: zero but for the top k.
+
+    A softmax over the top k alone is the renormalised softmax over all.
+    """
+    top, chosen = scores.float().topk(router.top_k, -1)
+    kept = torch.softmax(top, -1).to(scores.dtype)
+    return (scores * 0).scatter(-1, chosen, kept)
