@@ -28,7 +28,7 @@ def accept(entropy: Tensor, bound: Tensor, free: Tensor | None = None) -> Tensor
     ordered = (entropy if free is None else entropy.masked_fill(~free, torch.inf)).sort(-1)
     # An infinite entropy minus itself is NaN, which no bound admits: pinned positions stay out.
     within = ordered.values.cumsum(-1) - ordered.values <= bound
-    return torch.zeros_like(within).scatter(-1, ordered.indices, within)
+    return torch.empty_like(within).scatter_(-1, ordered.indices, within)
 
 
 def mean_entropy(entropy: Tensor, free: Tensor | None = None) -> Tensor:

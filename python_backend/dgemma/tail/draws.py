@@ -72,11 +72,8 @@ class SeededDraws:
         plans = [
             (self._plan(m.seed, m.block, m.step // PLANNED), m.step % PLANNED) for m in moments
         ]
-        renoise = torch.stack([plan.renoise[i] for plan, i in plans])
-        words = Words(
-            torch.stack([plan.sample.positions[i] for plan, i in plans]),
-            torch.stack([plan.sample.high[i] for plan, i in plans]),
-        )
+        renoise = together([plan.renoise[i : i + 1] for plan, i in plans])
+        words = Words.joined([plan.sample.rows(i, i + 1) for plan, i in plans])
         return renoise, partial(self.noise.exponential, words)
 
     def _planned(self, seed: int, block: int, part: int) -> _Plan:
@@ -85,10 +82,15 @@ class SeededDraws:
             self.noise.words([Key.of(seed, block, step, purpose) for step in steps])
             for purpose in (RENOISE, SAMPLE)
         )
-        return _Plan(self.noise.ids(renoise), sample)
+        return _Plan(self.noise.ids(renoise), self.noise.with_tokens(sample))
 
     def invert(self, moments: Sequence[Moment], probabilities: Tensor) -> Tensor:
         raise TypeError("seeded draws sample by a race, not by inverting a distribution")
+
+
+def together(parts: Sequence[Tensor]) -> Tensor:
+    """Parts of one row each as one tensor; a single one is not copied."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 class TapeDraws:

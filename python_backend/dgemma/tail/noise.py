@@ -8,7 +8,7 @@ Shapes: R rows, L canvas length, t token ids of a vocabulary tile.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ _TOKEN = _signed(0x85EBCA77)
 _MIX_1, _MIX_2 = _scalar(0x7FEB352D), _scalar(0x846CA68B)
 _9, _15, _16 = _scalar(9), _scalar(15), _scalar(16)
 _32, _LOW_32 = torch.tensor(32, device="cpu"), torch.tensor(0xFFFFFFFF, device="cpu")
+_HALF = torch.tensor(0.5 + 2.0**-24, device="cpu")
 _LOW_16, _LOW_17 = _scalar(0xFFFF), _scalar(0x1FFFF)
 
 
@@ -63,12 +64,33 @@ def mix(x: Tensor) -> Tensor:
     return x ^ ((x >> _16) & _LOW_16)
 
 
+FEW_TOKENS = 4096  # a vocabulary whose hashes are kept with the keys
+
+
 @dataclass(frozen=True)
 class Words:
     """Hashed keys: what the numbers of one draw are made of."""
 
     positions: Tensor  # int32 [R, L]
     high: Tensor  # int32 [R, 1], the half of each key that is not in `positions`
+    tokens: Tensor | None = None  # int32 [R, V], hashed with `high`, where the vocabulary is small
+
+    def rows(self, first: int, last: int) -> Words:
+        """Those of the keys `first..last-1`."""
+        tokens = None if self.tokens is None else self.tokens[first:last]
+        return Words(self.positions[first:last], self.high[first:last], tokens)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Words]) -> Words:
+        """The keys of all parts, one after another."""
+        if len(parts) == 1:
+            return parts[0]
+        tokens = [part.tokens for part in parts if part.tokens is not None]
+        return cls(
+            torch.cat([part.positions for part in parts]),
+            torch.cat([part.high for part in parts]),
+            torch.cat(tokens) if tokens else None,
+        )
 
 
 class Noise:
@@ -85,6 +107,18 @@ class Noise:
         low, high = halves.to(self.positions.device)[:, :, None].unbind(1)
         return Words(mix(self.positions + low), high)
 
+    def with_tokens(self, words: Words) -> Words:
+        """The same, prepared for `exponential` where that takes little memory."""
+        if self.vocab_size > FEW_TOKENS:
+            return words
+        return replace(words, tokens=self._tokens(words, 0, self.vocab_size))
+
+    def _tokens(self, words: Words, first: int, last: int) -> Tensor:
+        """int32 `[R, t]`"""
+        if words.tokens is not None:
+            return words.tokens[:, first:last]
+        return mix(self.tokens[first:last] + words.high)
+
     def ids(self, words: Words) -> Tensor:
         """Uniform token ids, int64 `[R, L]`."""
         mixed = mix(words.positions ^ words.high).long() & _LOW_32
@@ -97,10 +131,9 @@ class Noise:
         Gumbel-max trick without its outer logarithm), and it can be done tile by tile.
         """
         # Both parts are mixed already; two products and a shift make their combination random.
-        tokens = mix(self.tokens[first:last] + words.high)[:, None]
-        x = words.positions[..., None] ^ tokens  # [R, L, t]
+        x = words.positions[..., None] ^ self._tokens(words, first, last)[:, None]  # [R, L, t]
         x = x.mul_(_MIX_1)
         x = x.bitwise_xor_((x >> _15).bitwise_and_(_LOW_17)).mul_(_MIX_2)
         # The upper 23 bits and a half: u is never 0 and never 1.
-        u = (x >> _9).float().add_(2.0**22 + 0.5).mul_(2.0**-23)
+        u = torch.add(_HALF, x >> _9, alpha=2.0**-23)
         return u.log_().neg_()

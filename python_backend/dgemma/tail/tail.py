@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from dgemma.sampling import Sampling
 from dgemma.tail.acceptance import accept, converged, mean_entropy, temperature
-from dgemma.tail.draws import Draws, Moment
+from dgemma.tail.draws import Draws, Moment, together
 from dgemma.tail.statistics import TILE, Head, Race, Statistics, statistics
 from dgemma.template import FREE
 
 PROVISIONAL, ACCEPTED, PINNED = range(3)
+SCHEDULES = 256  # kept, of requests with different settings; a few kilobytes each at most
 
 
 @dataclass
@@ -65,10 +67,10 @@ class Tail:
         moments = [Moment(s.seed, canvas.block, canvas.step) for canvas, s in rows]
         warmth, bound = _settings(rows, hidden.device)
         renoise, race = self.draws.step(moments)
-        view = self._statistics(hidden, warmth[:, None, None], moments, race)
+        view = self._statistics(hidden, warmth[..., None], moments, race)
         pinned = _stack_pinned([canvas for canvas, _ in rows])
         free = None if pinned is None else pinned == FREE
-        accepted = accept(view.entropy, bound[:, None], free)
+        accepted = accept(view.entropy, bound, free)
         ids = torch.where(accepted, view.sampled, renoise)
         argmax, soft = view.argmax, view.soft
         if pinned is not None and free is not None:
@@ -105,21 +107,30 @@ class Tail:
 def _settings(
     rows: Sequence[tuple[Canvas, Sampling]], device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Temperature and entropy bound of each row, fp32 `[R]`."""
-    table = [
-        (temperature(c.step, s.max_denoising_steps, s.t_min, s.t_max), s.entropy_bound)
-        for c, s in rows
+    """Temperature and entropy bound of each row, fp32 `[R, 1]`."""
+    tables = [
+        _schedule(s.max_denoising_steps, s.t_min, s.t_max, s.entropy_bound, device) for _, s in rows
     ]
-    warmth, bound = torch.tensor(table, dtype=torch.float32).to(device).unbind(1)
-    return warmth, bound
+    steps = [canvas.step for canvas, _ in rows]
+    return (
+        together([table[step : step + 1] for (table, _), step in zip(tables, steps, strict=True)]),
+        together([bound for _, bound in tables]),
+    )
+
+
+@lru_cache(SCHEDULES)
+def _schedule(
+    steps: int, t_min: float, t_max: float, entropy_bound: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The temperatures of all steps `[N, 1]` and the bound `[1, 1]`, on the device, fp32."""
+    warmth = [[temperature(step, steps, t_min, t_max)] for step in range(steps)]
+    return torch.tensor(warmth, device=device), torch.tensor([[entropy_bound]], device=device)
 
 
 def _last_argmax(rows: Sequence[tuple[Canvas, Sampling]], like: Tensor) -> Tensor:
     """Each canvas's argmax of the step before, int64 `[R, L]`; -1 where there was none."""
-    last = [canvas.argmax for canvas, _ in rows]
-    return torch.stack(
-        [torch.full_like(like[0], -1) if argmax is None else argmax for argmax in last]
-    )
+    none = torch.full_like(like[:1], -1) if any(c.argmax is None for c, _ in rows) else like
+    return together([none if c.argmax is None else c.argmax[None] for c, _ in rows])
 
 
 def _hold(ids: Tensor, pinned: Tensor | None) -> Tensor:
