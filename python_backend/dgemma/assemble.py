@@ -5,6 +5,7 @@ Knows which engine a manifest asks for; every part knows its own business.
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +71,11 @@ def assemble(
         max_model_len=context,
         image_token_ids=_image_tokens(checkpoint),
     )
-    return Parts(parser, Scheduler(engine, tail, answer))
+    scheduler = Scheduler(engine, tail, answer)
+    # All that is loaded stays: looking through it for garbage would stop passes for milliseconds.
+    gc.collect()
+    gc.freeze()
+    return Parts(parser, scheduler)
 
 
 def open_engine(

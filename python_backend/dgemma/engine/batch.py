@@ -7,6 +7,7 @@ Shapes: R rows, L row length, D hidden size, N context positions read, C expert 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -44,25 +45,57 @@ def context_of(rows: Sequence[Row], row: Row) -> int:
     return row.start if row.partner == NO_PARTNER else rows[row.partner].start
 
 
-def to_arrays(rows: Sequence[Row], geometry: Geometry, capacity: Capacity) -> Arrays:
-    """The graph's inputs but for `room` and the pools; names are those of `RowIndex`."""
+@dataclass(frozen=True)
+class PassShape:
+    """The sizes of a pass; passes of one shape can share their arrays."""
+
+    rows: int
+    context: int  # N
+    partners: int  # L, or 0 where no row has a partner
+    encodes: bool  # whether any row's K/V are kept
+
+    @classmethod
+    def of(cls, rows: Sequence[Row], geometry: Geometry, capacity: Capacity) -> PassShape:
+        longest = max(1, *(context_of(rows, row) for row in rows))
+        rounded = -(-longest // CONTEXT_STEP) * CONTEXT_STEP
+        paired = any(row.partner != NO_PARTNER for row in rows)
+        return cls(
+            len(rows),
+            min(rounded, capacity.context),
+            geometry.canvas_length if paired else 0,
+            not all(row.denoise for row in rows),
+        )
+
+
+def allocate(shape: PassShape, geometry: Geometry) -> Arrays:
+    """The graph's inputs but for `room` and the pools, to be filled; names as in `RowIndex`."""
     length = geometry.canvas_length
-    soft = np.zeros((len(rows), length, geometry.hidden_size), np.float32)
-    for index, row in enumerate(rows):
-        if row.soft is not None:
-            soft[index] = row.soft.numpy()
-    context = np.array([context_of(rows, row) for row in rows], np.int64)
-    longest = -(-max(1, int(context.max())) // CONTEXT_STEP) * CONTEXT_STEP
-    paired = any(row.partner != NO_PARTNER for row in rows)
+    one_each = ("start", "valid", "context", "slot", "partner")
     return {
-        "ids": np.stack([row.ids.numpy() for row in rows]),
-        "soft": soft,
-        "denoise": np.array([row.denoise for row in rows]),
-        "start": np.array([row.start for row in rows], np.int64),
-        "valid": np.array([row.valid for row in rows], np.int64),
-        "context": context,
-        "slot": np.array([row.slot for row in rows], np.int64),
-        "partner": np.array([row.partner for row in rows], np.int64),
-        "context_index": np.arange(min(longest, capacity.context)),
-        "partner_index": np.arange(length if paired else 0),
+        "ids": np.zeros((shape.rows, length), np.int64),
+        "soft": np.zeros((shape.rows, length, geometry.hidden_size), np.float32),
+        "denoise": np.zeros(shape.rows, np.bool_),
+        **{name: np.zeros(shape.rows, np.int64) for name in one_each},
+        "context_index": np.arange(shape.context),
+        "partner_index": np.arange(shape.partners),
     }
+
+
+def fill(arrays: Arrays, rows: Sequence[Row]) -> None:
+    """Describe `rows` in arrays of their shape, whatever these held before."""
+    for index, row in enumerate(rows):
+        arrays["ids"][index] = row.ids.numpy()
+        arrays["soft"][index] = 0.0 if row.soft is None else row.soft.numpy()
+        arrays["denoise"][index] = row.denoise
+        arrays["start"][index] = row.start
+        arrays["valid"][index] = row.valid
+        arrays["context"][index] = context_of(rows, row)
+        arrays["slot"][index] = row.slot
+        arrays["partner"][index] = row.partner
+
+
+def to_arrays(rows: Sequence[Row], geometry: Geometry, capacity: Capacity) -> Arrays:
+    """The graph's inputs but for `room` and the pools, of one pass."""
+    arrays = allocate(PassShape.of(rows, geometry, capacity), geometry)
+    fill(arrays, rows)
+    return arrays

@@ -7,22 +7,24 @@ nothing of sampling.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
 import onnxruntime as ort
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dgemma.engine.base import Capacity, Row
-from dgemma.engine.batch import check, to_arrays
-from dgemma.engine.graph import fresh_names, pool_names
+from dgemma.engine.batch import PassShape, check
+from dgemma.engine.bound_pass import BoundPass
+from dgemma.engine.graph import pool_names
 from dgemma.engine.kv_pool import KVPool
 from dgemma.errors import ConfigurationError, EngineFailure
 from dgemma.geometry import Geometry
 from dgemma.manifest import REBUILD, Manifest
 
+SHAPES = 32  # kept with their arrays
 _EMBEDDING = "embed_tokens.weight"
 
 
@@ -46,49 +48,42 @@ class OnnxEngine:
         self.reruns = 0
         self._embedding = _read_embedding(directory / manifest.weights)
         self._session = _open_session(directory / manifest.graph, threads)
-        self._inputs = {value.name for value in self._session.get_inputs()}
-        self._outputs = ["hidden", "load", *fresh_names(self.geometry)]
         # Pools never move, so the session reads them where they are.
         self._pools = {
             name: ort.OrtValue.ortvalue_from_numpy(array)
             for name, array in zip(pool_names(self.geometry), self.pool.arrays, strict=True)
         }
+        self._bound = lru_cache(SHAPES)(self._bind)
 
     def embedding(self) -> Tensor:
         return self._embedding
 
     def forward(self, rows: Sequence[Row]) -> Tensor:
         check(rows, self.geometry, self.capacity)
-        arrays = to_arrays(rows, self.geometry, self.capacity)
-        feeds = {
-            name: ort.OrtValue.ortvalue_from_numpy(array)
-            for name, array in arrays.items()
-            if name in self._inputs
-        }
-        tokens = len(rows) * self.geometry.canvas_length
-        outputs = self._run(feeds | self._pools, tokens)
-        if not all(row.denoise for row in rows):
-            self.pool.write(rows, [value.numpy() for value in outputs[2:]])
-        return torch.from_numpy(outputs[0].numpy())
+        bound = self._bound(PassShape.of(rows, self.geometry, self.capacity))
+        self._run(bound, rows)
+        if bound.fresh:
+            self.pool.write(rows, bound.fresh)
+        return torch.from_numpy(bound.hidden)
+
+    def _bind(self, shape: PassShape) -> BoundPass:
+        return BoundPass(self._session, self._pools, shape, self.geometry)
 
     def _guess(self, tokens: int) -> int:
         """Expert capacity to try: the share of an even spread seen lately, and some room."""
         even = -(-tokens * self.geometry.top_k_experts // self.geometry.num_experts)
         return min(tokens, max(8, int(even * 1.5)))
 
-    def _run(self, feeds: dict[str, ort.OrtValue], tokens: int) -> list[ort.OrtValue]:
+    def _run(self, bound: BoundPass, rows: Sequence[Row]) -> None:
         """Run until no expert overflows; a pass that overflowed is void and leaves no trace."""
-        room = self._guess(tokens)
+        room = self._guess(len(rows) * self.geometry.canvas_length)
         while True:
-            if "room" in self._inputs:  # a graph with dense experts has no capacity
-                feeds["room"] = ort.OrtValue.ortvalue_from_numpy(np.arange(room))
             try:
-                outputs = self._session.run_with_ort_values(self._outputs, feeds)
+                load = bound.run(rows, room)
             except Exception as error:
                 raise EngineFailure(f"onnxruntime could not run the pass: {error}") from error
-            load = int(outputs[1].numpy())
             if load <= room:
-                return list(outputs)
+                return
             self.reruns += 1
             room = load
 
