@@ -10,7 +10,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+from functools import partial
+from queue import SimpleQueue
 from typing import Protocol
 
 from dgemma.errors import DgemmaError
@@ -19,9 +20,7 @@ from dgemma.scheduler.events import Event, Finished
 
 logger = logging.getLogger(__name__)
 
-# A client that has gone should free its slot within two passes, and short passes take a few
-# milliseconds. Asking costs about 0.1 ms a request: at most this share of the thread's time.
-POLL_EVERY_S = 0.002
+# Asking costs about 0.1 ms a request: at most this share of the thread's time.
 POLL_SHARE = 0.2
 
 
@@ -54,19 +53,30 @@ class Responder:
 
     def __init__(self, cancel: Callable[[str], None]) -> None:
         self._cancel = cancel
-        self._posts: SimpleQueue[tuple[Conversation, Event | None] | None] = SimpleQueue()
+        self._posts: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._watched: set[Conversation] = set()
         self._poll_at = 0.0
+        self._poll_due = threading.Event()
         self._thread = threading.Thread(target=self._run, name="responses", daemon=True)
         self._thread.start()
 
     def post(self, conversation: Conversation, event: Event) -> None:
         """Answer an event, soon; returns at once."""
-        self._posts.put((conversation, event))
+        self._posts.put(partial(self._answer, conversation, event))
 
     def watch(self, conversation: Conversation) -> None:
-        """Look out for the client's cancellation until the conversation ends."""
-        self._posts.put((conversation, None))
+        """Ask for the client's cancellation at every `poll` until the conversation ends."""
+        self._posts.put(partial(self._watch, conversation))
+
+    def poll(self) -> None:
+        """Ask all watched clients, soon; returns at once.
+
+        Meant for after every pass: a slot is freed between passes, so that asking more often would
+        free none sooner, and would wake threads that a pass on the host needs.
+        """
+        if not self._poll_due.is_set():
+            self._poll_due.set()
+            self._posts.put(self._poll)
 
     def close(self) -> None:
         """Send all that has been posted and end the thread."""
@@ -74,23 +84,18 @@ class Responder:
         self._thread.join()
 
     def _run(self) -> None:
-        while True:
-            try:
-                post = self._posts.get(timeout=self._until_poll())
-            except Empty:
-                self._poll()
-                continue
-            if post is None:
-                return
-            self._answer(*post)
-            if self._until_poll() == 0.0:  # responses in plenty must not keep cancellations waiting
-                self._poll()
+        while (call := self._posts.get()) is not None:
+            call()
 
-    def _until_poll(self) -> float | None:
-        return max(0.0, self._poll_at - time.monotonic()) if self._watched else None
+    def _watch(self, conversation: Conversation) -> None:
+        if not conversation.ended:
+            self._watched.add(conversation)
 
     def _poll(self) -> None:
+        self._poll_due.clear()
         began = time.monotonic()
+        if began < self._poll_at:
+            return  # the next pass asks again
         for conversation in list(self._watched):
             try:
                 gone = conversation.channel.is_cancelled()
@@ -102,13 +107,10 @@ class Responder:
                 self._watched.discard(conversation)
                 self._cancel(conversation.request_id)
         ended = time.monotonic()
-        self._poll_at = ended + max(POLL_EVERY_S, (ended - began) / POLL_SHARE)
+        self._poll_at = ended + (ended - began) * (1 / POLL_SHARE - 1)
 
-    def _answer(self, conversation: Conversation, event: Event | None) -> None:
+    def _answer(self, conversation: Conversation, event: Event) -> None:
         if conversation.ended:
-            return
-        if event is None:
-            self._watched.add(conversation)
             return
         final = isinstance(event, Finished)
         if conversation.cancelled and not final:

@@ -59,6 +59,7 @@ class Service:
         self._refusal: str | None = None  # why no more requests are taken
         self._ended = 0  # requests; this and the next are the device thread's own
         self._stopping = False
+        self._after_pass: Callable[[], None] = lambda: None
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
 
@@ -100,6 +101,10 @@ class Service:
     def cancel(self, request_id: str) -> None:
         """End a request before the next pass; one that is not open has already ended."""
         self._inbox.put(partial(self._scheduler.cancel, request_id))
+
+    def after_passes(self, call: Callable[[], None]) -> None:
+        """Have `call` called on the device thread after every pass; it may not block or raise."""
+        self._after_pass = call
 
     def drain(self, timeout_s: float) -> bool:
         """Take no more requests and wait for the open ones; False if some are left."""
@@ -156,6 +161,7 @@ class Service:
             if self._ended == ended:
                 raise
             logger.exception("a pass failed")
+        self._after_pass()
 
     def _deliver(self, request_id: str, event: Event) -> None:
         if request_id not in self._open:

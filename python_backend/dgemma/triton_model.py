@@ -58,6 +58,7 @@ class TritonModel:
         self._pb_utils, self._service = pb_utils, service
         self._drain_timeout_s = drain_timeout_s
         self._responder = Responder(service.cancel)
+        service.after_passes(self._responder.poll)
         self._numbers = itertools.count(1)
 
     def execute(self, requests: Sequence[Any]) -> None:

@@ -56,16 +56,9 @@ class Cancellations:
 
     def __init__(self) -> None:
         self.ids: list[str] = []
-        self._changed = threading.Condition()
 
     def __call__(self, request_id: str) -> None:
-        with self._changed:
-            self.ids.append(request_id)
-            self._changed.notify_all()
-
-    def wait(self) -> None:
-        with self._changed:
-            assert self._changed.wait_for(lambda: self.ids, PATIENCE_S)
+        self.ids.append(request_id)
 
 
 @contextmanager
@@ -89,6 +82,16 @@ def respond(channel: FakeChannel, *events: Event) -> list[str]:
         for event in events:
             responder.post(talk, event)
     return cancellations.ids
+
+
+def poll_until(responder: Responder, condition: Callable[[], bool]) -> None:
+    """Ask again and again, as passes do."""
+
+    def asked() -> bool:
+        responder.poll()
+        return condition()
+
+    wait_for(asked)
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -148,10 +151,10 @@ def test_a_client_that_has_gone_is_noticed_once_and_told_to_the_service() -> Non
     with responding(cancellations) as responder:
         talk = conversation(channel)
         responder.watch(talk)
-        wait_for(lambda: channel.polls > 3)  # it is asked again and again while it stays
+        poll_until(responder, lambda: channel.polls > 3)  # at every pass while it stays
         assert cancellations.ids == []
         channel.gone = True
-        cancellations.wait()
+        poll_until(responder, lambda: bool(cancellations.ids))
         polls = channel.polls
         responder.post(talk, block("too late"))
         responder.post(talk, finished("cancelled"))
@@ -166,11 +169,11 @@ def test_a_client_is_not_asked_after_its_final_response() -> None:
     with responding(Cancellations()) as responder:
         talk = conversation(channel)
         responder.watch(talk)
-        wait_for(lambda: channel.polls > 0)
+        poll_until(responder, lambda: channel.polls > 0)
         responder.post(talk, finished())
         responder.watch(talk)  # as it happens where the answer was there before `watch`
         responder.watch(conversation(other))
-        wait_for(lambda: other.polls > 3)
+        poll_until(responder, lambda: other.polls > 3)
     assert channel.faults == []
     assert len(channel.sent) == 1
 
@@ -180,9 +183,9 @@ def test_only_those_who_have_gone_are_cancelled() -> None:
     with responding(cancellations) as responder:
         responder.watch(conversation(stays, "stays"))
         responder.watch(conversation(FakeChannel(gone=True), "gone"))
-        cancellations.wait()
+        poll_until(responder, lambda: bool(cancellations.ids))
         polls = stays.polls
-        wait_for(lambda: stays.polls > polls)
+        poll_until(responder, lambda: stays.polls > polls)
     assert cancellations.ids == ["gone"]
 
 
@@ -201,10 +204,38 @@ def test_responses_in_plenty_do_not_keep_a_cancellation_waiting() -> None:
         responder.post(talk, block("x"))
         try:
             responder.watch(conversation(FakeChannel(gone=True), "gone"))
-            cancellations.wait()
+            poll_until(responder, lambda: bool(cancellations.ids))
         finally:
             enough.set()
     assert cancellations.ids == ["gone"]
+
+
+def test_nobody_is_asked_between_passes() -> None:
+    channel = FakeChannel()
+    with responding(Cancellations()) as responder:
+        responder.watch(conversation(channel))
+        responder.poll()
+    assert channel.polls == 1
+
+
+def test_polls_that_cannot_be_kept_up_with_do_not_pile_up() -> None:
+    asked, slow = threading.Event(), threading.Event()
+
+    class Slow(FakeChannel):
+        def is_cancelled(self) -> bool:
+            asked.set()
+            assert slow.wait(PATIENCE_S)
+            return super().is_cancelled()
+
+    channel = Slow()
+    with responding(Cancellations()) as responder:
+        responder.watch(conversation(channel))
+        responder.poll()
+        assert asked.wait(PATIENCE_S)
+        for _ in range(100):  # passes that end while the first answer is awaited
+            responder.poll()
+        slow.set()
+    assert channel.polls <= 2
 
 
 # Failures
@@ -241,7 +272,7 @@ def test_a_channel_that_cannot_be_asked_does_not_end_the_thread() -> None:
     unaskable, channel = Unaskable(), FakeChannel()
     with responding(Cancellations()) as responder:
         responder.watch(conversation(unaskable, "unaskable"))
-        wait_for(lambda: unaskable.polls > 0)
+        poll_until(responder, lambda: unaskable.polls > 0)
         responder.post(conversation(channel), block("still here"))
         responder.post(conversation(channel), finished())
     assert [text for _, text, _ in channel.sent] == ["still here", ""]

@@ -111,6 +111,17 @@ def test_a_service_without_requests_sleeps() -> None:
         assert scheduler.steps == 1
 
 
+def test_whoever_wants_to_know_is_called_after_every_pass() -> None:
+    scheduler = FakeScheduler()
+    scheduler.hold.set()
+    passes: list[int] = []
+    with running(scheduler) as service:
+        service.after_passes(lambda: passes.append(scheduler.steps))
+        for number in range(3):
+            submitted(service, str(number)).end()
+    assert sorted(set(passes)) == [1, 2, 3]
+
+
 def test_a_request_is_parsed_on_the_thread_of_who_asks() -> None:
     seen: list[int] = []
 

@@ -18,8 +18,9 @@ from dgemma.triton_server.server import TritonServer
 from tests.triton.raw import Stream, inputs, stream
 from tests.triton.servers import running
 
-# A pass with several rows lasts longer than the news of a cancellation takes to arrive.
-SLOTS = 8
+# A pass of many rows on one thread lasts longer than the news of a cancellation takes to arrive,
+# also where other processes keep this one from reading what it was sent.
+SLOTS = 16
 ENDLESS: dict[str, Any] = {
     "max_new_tokens": 96,
     "max_denoising_steps": 1024,
@@ -45,7 +46,7 @@ def full_server(
 ) -> Iterator[TritonServer]:
     """A server whose slots are all taken once a test has its requests running."""
     log = tmp_path_factory.mktemp("cancellation") / "server.log"
-    env = {**demo_environment, "DGEMMA_SLOTS": str(SLOTS)}
+    env = {**demo_environment, "DGEMMA_SLOTS": str(SLOTS), "DGEMMA_THREADS": "1"}
     with running(model_repository, env, log) as server:
         yield server
 
@@ -155,9 +156,8 @@ def test_a_client_that_goes_frees_its_slot_within_two_passes(
             opened.send(inputs(text_input="f", stream="none", sampling=ENDLESS), f"filler{number}")
         next_step(opened)
         counts = [passes_until_free(opened, full_server.grpc_url, client) for _ in range(3)]
-    # Two passes may begin before the slot is free; the third is the waiter's. A busy machine may
-    # have the news of a pass or of the client come late, so that the middle one counts.
-    assert sorted(counts)[1] <= 3, counts
+    # Two passes may begin before the slot is free; the third is the waiter's.
+    assert max(counts) <= 3, counts
 
 
 def test_all_slots_are_free_after_cancellations(full_server: TritonServer) -> None:
