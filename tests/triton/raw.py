@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import queue
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ class Answered:
     final: bool  # Triton's own mark of the last response
     outputs: dict[str, Any]
     declared: dict[str, tuple[str, list[int]]]  # data type and shape as the response gives them
+    arrived: float = field(default_factory=time.monotonic)  # seconds
 
     def text(self, name: str) -> str:
         return bytes(self.outputs[name].item()).decode()

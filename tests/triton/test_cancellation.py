@@ -8,14 +8,17 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
 
 from dgemma.client import Cancelled, Client, Unavailable
 from dgemma.triton_server.server import TritonServer
-from tests.triton.raw import Stream, inputs, stream
+from tests.triton.raw import Answered, Stream, inputs, stream
 from tests.triton.servers import running
 
 # A pass of many rows on one thread lasts longer than the news of a cancellation takes to arrive,
@@ -105,37 +108,41 @@ def process_that_is_killed(url: str) -> Iterator[Callable[[], object]]:
 # The count
 
 
-def next_step(opened: Stream) -> int:
+@dataclass(frozen=True)
+class Sample:
+    """What a witness heard while a client left."""
+
+    passes: int  # from the last one heard of when it had gone to a waiter's first one
+    timely: bool  # whether the news came in the rhythm of the passes
+
+
+def next_step(opened: Stream) -> Answered:
     """Listen for one more pass of the witness, when nobody else can be heard."""
     response = opened.answer()
     assert response.request_id == "witness", "there was a free slot"
-    return int(response.outputs["denoising_step"][0])
+    return response
 
 
-def passes_until_free(opened: Stream, url: str, client: Leaving) -> int:
-    """Passes from the last one that was heard of when the client had gone to a waiter's first one.
-
-    The waiter can begin only in the slot of the client that goes.
-    """
+def leave(opened: Stream, url: str, client: Leaving) -> Sample:
+    """Have a client go. The waiter can begin only in its slot."""
     waiter = inputs(text_input="late", stream="draft", sampling={**ENDLESS, **ONE_STEP})
     with client(url) as go:
         opened.send(waiter, "waiter")
-        begun = [next_step(opened) for _ in range(8)][-1]
+        heard = [next_step(opened) for _ in range(8)]
         go()
-        heard = opened.heard()  # when the client had gone; more may come while this is read
-        last = None
-        while True:
-            if heard == 0:
-                last = begun
-            heard -= 1
-            response = opened.answer()
-            if response.request_id == "waiter":
-                break
-            begun = int(response.outputs["denoising_step"][0])
-            assert last is None or begun - last < 100, "not free after a hundred passes"
+        more = opened.heard()  # when the client had gone; more may come while this is read
+        while (response := opened.answer()).request_id != "waiter":
+            heard.append(response)
+            assert len(heard) < 100, "not free after a hundred passes"
+    arrived = [each.arrived for each in heard]
+    gaps = [later - earlier for earlier, later in pairwise(arrived)]
+    usual = median(gaps)
     while not (response.request_id == "waiter" and response.final):
         response = opened.answer()
-    return 0 if last is None else begun - last
+    return Sample(
+        passes=len(heard) - min(8 + more, len(heard)),
+        timely=all(0.6 < gap / usual < 1.4 for gap in gaps[6:]),
+    )
 
 
 @pytest.mark.parametrize(
@@ -155,9 +162,14 @@ def test_a_client_that_goes_frees_its_slot_within_two_passes(
         for number in range(SLOTS - 2):
             opened.send(inputs(text_input="f", stream="none", sampling=ENDLESS), f"filler{number}")
         next_step(opened)
-        counts = [passes_until_free(opened, full_server.grpc_url, client) for _ in range(3)]
-    # Two passes may begin before the slot is free; the third is the waiter's.
-    assert max(counts) <= 3, counts
+        samples: list[Sample] = []
+        # A machine too busy to run the passes evenly, or to tell of them in time, shows nothing.
+        while sum(sample.timely for sample in samples) < 3 and len(samples) < 20:
+            samples.append(leave(opened, full_server.grpc_url, client))
+    counts = [sample.passes for sample in samples if sample.timely]
+    # Two passes may end before the slot is free: the one that runs when the client goes and the one
+    # that runs when it is noticed. The third is the waiter's, of which the witness tells first.
+    assert counts and max(counts) <= 3, samples
 
 
 def test_all_slots_are_free_after_cancellations(full_server: TritonServer) -> None:
