@@ -10,7 +10,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -133,7 +133,8 @@ class InProcess:
         start = length
         prompt = torch.tensor(request.prompt + (0,) * length)[:length]
         self.engine.forward([Row(prompt, slot, 0, length, False) for slot in range(rows)])
-        sampling = request.sampling
+        steps = request.sampling.max_denoising_steps
+        sampling = replace(request.sampling, max_denoising_steps=passes)
         canvases = [self.tail.begin(slot, sampling, None) for slot in range(rows)]
         began = time.perf_counter()
         for _ in range(passes):
@@ -145,9 +146,7 @@ class InProcess:
             )
             self.tail.step(hidden, [(canvas, sampling) for canvas in canvases])
         seconds = time.perf_counter() - began
-        return {
-            "tokens_per_second": rows * length / (sampling.max_denoising_steps * seconds / passes)
-        }
+        return {"tokens_per_second": rows * length / (steps * seconds / passes)}
 
     def _run(self, scheduler: Scheduler, requests: list[RawRequest]) -> list[list[Event]]:
         heard: list[list[Event]] = [[] for _ in requests]
