@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,7 @@ def random_passes(seed: int, count: int = 8) -> Iterator[Pass]:
             valid = rng.choice([1, 7, CANVAS - 1, CANVAS])
             encode = Row(padded(ids[0, :valid], CANVAS), slot, held[slot], valid, denoise=False)
             denoise = Row(ids[1], slot, held[slot], CANVAS, denoise=True, soft=soft)
-            pair = replace(denoise, start=encode.end, partner=len(rows))
+            pair = denoise._replace(start=encode.end, partner=len(rows))
             what = rng.choice(["encode", "denoise", "pair"])
             if what != "denoise":
                 held[slot] = encode.end
@@ -171,7 +171,7 @@ def test_a_rows_hidden_states_are_the_same_bits_alone_and_among_others(
         mixed = shuffled([*mine, *crowd(rng)], rng)
         together = among.forward([row for _, row in mixed])
         for unit in units(mine):
-            hidden = alone.forward([replace(row, partner=index) for row, index in unit])
+            hidden = alone.forward([row._replace(partner=index) for row, index in unit])
             for i, (row, _) in enumerate(unit):
                 at = next(place for place, (was, _) in enumerate(mixed) if was is row)
                 assert torch.equal(hidden[i, : row.valid], together[at, : row.valid])
@@ -197,7 +197,7 @@ def shuffled(rows: Sequence[Row], rng: random.Random) -> list[tuple[Row, Row]]:
     for row in order:
         other = partner_of(rows, row)
         index = -1 if other is None else place[id(other)]
-        pairs.append((row, replace(row, partner=index)))
+        pairs.append((row, row._replace(partner=index)))
     return pairs
 
 

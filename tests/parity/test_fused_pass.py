@@ -6,7 +6,6 @@ Commit and first denoise as partner rows, prefill in chunks of any borders, and 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,7 +77,7 @@ def test_partner_rows_give_what_a_commit_and_a_denoise_pass_give(scene: Scene) -
         (commit,) = encode_rows(apart, done, SLOT, start)
         denoise = denoise_row(fresh, SLOT, start + length)
         expected = [apart.forward([row])[0].clone() for row in (commit, denoise)]
-        pair = together.forward([commit, replace(denoise, partner=0)])
+        pair = together.forward([commit, denoise._replace(partner=0)])
         assert_close(pair, torch.stack(expected))
         start += length
         assert_same_pools(apart, together, start)
@@ -94,7 +93,7 @@ def test_a_partner_padded_beyond_its_valid_tokens_shows_only_those(scene: Scene)
             engine.forward([row])
     denoise = denoise_row(canvas, SLOT, last.end)
     expected = [apart.forward([row])[0].clone() for row in (last, denoise)]
-    pair = together.forward([replace(denoise, partner=1), last])
+    pair = together.forward([denoise._replace(partner=1), last])
     assert_close(pair[0], expected[1])
     assert_close(pair[1, : last.valid], expected[0][: last.valid])
     assert_same_pools(apart, together, last.end)
@@ -136,7 +135,7 @@ def test_rows_of_several_slots_do_not_see_each_other(scene: Scene) -> None:
     mine = [commit, denoise_row(second, SLOT, commit.end)]
     expected = [alone.forward([row])[0].clone() for row in mine]
     others = [denoise_row(second, 0, 0), *encode_rows(among, second, 1)]
-    hidden = among.forward([others[0], mine[0], others[1], replace(mine[1], partner=1)])
+    hidden = among.forward([others[0], mine[0], others[1], mine[1]._replace(partner=1)])
     assert_close(hidden[[1, 3]], torch.stack(expected))
 
 

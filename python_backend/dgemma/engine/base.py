@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -17,8 +17,7 @@ from dgemma.geometry import Geometry
 NO_PARTNER = -1
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """L tokens of one slot in one mode; all positions are absolute."""
 
     ids: Tensor  # int64 [L], padded beyond `valid`

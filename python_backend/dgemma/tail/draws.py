@@ -52,6 +52,7 @@ class Draws(Protocol):
 class _Plan:
     """The hashes of `PLANNED` steps of one canvas, made at once because each is tiny."""
 
+    initial: Tensor  # int64 [L]
     renoise: Tensor  # int64 [PLANNED, L]
     sample: Words  # of PLANNED keys
 
@@ -66,7 +67,7 @@ class SeededDraws:
         self._plan = lru_cache(MOST_PLANS)(self._planned)
 
     def initial(self, seed: int, block: int) -> Tensor:
-        return self.noise.ids(self.noise.words([Key.of(seed, block, 0, INITIAL)]))[0]
+        return self._plan(seed, block, 0).initial
 
     def step(self, moments: Sequence[Moment]) -> tuple[Tensor, Race | None]:
         plans = [
@@ -78,11 +79,11 @@ class SeededDraws:
 
     def _planned(self, seed: int, block: int, part: int) -> _Plan:
         steps = range(part * PLANNED, (part + 1) * PLANNED)
-        renoise, sample = (
-            self.noise.words([Key.of(seed, block, step, purpose) for step in steps])
-            for purpose in (RENOISE, SAMPLE)
-        )
-        return _Plan(self.noise.ids(renoise), self.noise.with_tokens(sample))
+        draws = [(0, INITIAL), *((s, RENOISE) for s in steps), *((s, SAMPLE) for s in steps)]
+        words = self.noise.words([Key.of(seed, block, *draw) for draw in draws])
+        ids = self.noise.ids(words.rows(0, 1 + PLANNED))
+        sample = self.noise.with_tokens(words.rows(1 + PLANNED, len(draws)))
+        return _Plan(ids[0], ids[1:], sample)
 
     def invert(self, moments: Sequence[Moment], probabilities: Tensor) -> Tensor:
         raise TypeError("seeded draws sample by a race, not by inverting a distribution")
