@@ -1,7 +1,7 @@
 """`make bench`: what this service costs and what it gains, each figure against a peer.
 
 Everything that is compared runs in the same call, in turns, on the same number of threads; each
-figure is the median of the turns. Limits are those that the first part of the project promises.
+figure is the median of the turns, and each ratio the median of the ratios within a turn. Limits are those that the first part of the project promises.
 """
 
 from __future__ import annotations
@@ -129,12 +129,22 @@ def figures(samples: dict[str, list[Any]], peer: str) -> list[Figure]:
     def of(name: str, key: str) -> float:
         return median(sample[key] for sample in samples[name])
 
+    def ratio(name: str, peer: str) -> float:
+        """Speeds of the same turn against each other: the machine's own speed drifts."""
+        pairs = zip(samples[name], samples[peer], strict=True)
+        return median(a["tokens"] / a["seconds"] / (b["tokens"] / b["seconds"]) for a, b in pairs)
+
     hf, ours, grpc = (speed(name) for name in ("hf", "ours", "grpc"))
+    gain = ratio("ours", "hf")
     added = (
         median(b - a for a, b in zip(samples["block here"], samples["block grpc"], strict=True))
         * 1e3
     )
     bare, eight = of("bare", "tokens_per_second"), median(samples["eight"])
+    reached = median(
+        served / alone["tokens_per_second"]
+        for served, alone in zip(samples["eight"], samples["bare"], strict=True)
+    )
     lines = [
         Figure(
             f"one request, HF generate ({peer})",
@@ -148,8 +158,13 @@ def figures(samples: dict[str, list[Any]], peer: str) -> list[Figure]:
             "",
             None,
         ),
-        Figure("  against HF", f"{ours / hf:.2f} x", ">= 4 x", ours / hf >= 4),
-        Figure("one request, over gRPC", f"{grpc:.0f} tokens/s, {grpc / hf:.2f} x HF", "", None),
+        Figure("  against HF", f"{gain:.2f} x", ">= 4 x", gain >= 4),
+        Figure(
+            "one request, over gRPC",
+            f"{grpc:.0f} tokens/s, {ratio('grpc', 'hf'):.2f} x HF",
+            "",
+            None,
+        ),
     ]
     for rows in (1, SLOTS):
         name = f"outside {rows}"
@@ -172,7 +187,7 @@ def figures(samples: dict[str, list[Any]], peer: str) -> list[Figure]:
         Figure("Triton and gRPC, a block", f"{added:.2f} ms", "<= 3 ms", added <= 3),
         Figure(f"bare engine and tail, {SLOTS} rows", f"{bare:.0f} tokens/s", "", None),
         Figure(f"{SLOTS} requests over gRPC", f"{eight:.0f} tokens/s", "", None),
-        Figure("  of the bare engine", f"{eight / bare:.0%}", ">= 90%", eight / bare >= 0.9),
+        Figure("  of the bare engine", f"{reached:.0%}", ">= 90%", reached >= 0.9),
     ]
 
 

@@ -7,7 +7,15 @@ import pytest
 import torch
 
 from dgemma.engine.base import NO_PARTNER, Capacity, Row
-from dgemma.engine.batch import CONTEXT_STEP, check, context_of, to_arrays
+from dgemma.engine.batch import (
+    CONTEXT_STEP,
+    PassShape,
+    allocate,
+    check,
+    context_of,
+    fill,
+    to_arrays,
+)
 from dgemma.engine.graph import ROW_INPUTS
 from dgemma.errors import EngineFailure
 from tests.dgemma.engine.fake_engine import geometry_of
@@ -129,3 +137,26 @@ def test_a_row_without_belief_has_a_soft_embedding_of_zeros() -> None:
     assert got.shape == (3, L, 5)
     assert np.array_equal(got[1], soft.numpy())
     assert not got[[0, 2]].any()
+
+
+def test_arrays_that_held_another_pass_hold_nothing_of_it() -> None:
+    first = (row(8, slot=2), row(30, slot=0, denoise=True, soft=torch.rand(L, 5)))
+    second = (row(9, slot=1, denoise=True, soft=torch.rand(L, 5)), row(0, valid=3))
+    shape = PassShape.of(first, GEOMETRY, CAPACITY)
+    assert shape == PassShape.of(second, GEOMETRY, CAPACITY)
+    used = allocate(shape, GEOMETRY)
+    fill(used, first)
+    fill(used, second)
+    for name, array in arrays(*second).items():
+        assert np.array_equal(used[name], array), name
+
+
+def test_passes_of_other_sizes_have_other_shapes() -> None:
+    passes = [
+        (row(),),
+        (row(denoise=True),),  # nothing of it is kept
+        (row(), row(slot=2)),
+        (row(200),),
+        FUSED,
+    ]
+    assert len({PassShape.of(rows, GEOMETRY, CAPACITY) for rows in passes}) == len(passes)

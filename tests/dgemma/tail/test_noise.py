@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dgemma.tail.draws import Moment, SeededDraws
-from dgemma.tail.noise import INITIAL, RENOISE, SAMPLE, Key, Noise, mix
+from dgemma.tail.noise import FEW_TOKENS, INITIAL, RENOISE, SAMPLE, Key, Noise, Words, mix
 from dgemma.tail.statistics import Race
 
 PINNED_INITIAL = [85, 274, 54, 0, 178, 146, 176, 19]
@@ -193,3 +193,15 @@ def test_exponential_noise_is_exponential_and_never_zero() -> None:
     assert abs(chi_square(counts, [len(values) / 100] * 100)) < 4
     assert float(values.mean()) == pytest.approx(1.0, abs=0.01)
     assert np.quantile(values.numpy(), 0.5) == pytest.approx(np.log(2), abs=0.01)
+
+
+@pytest.mark.parametrize("size", [FEW_TOKENS, FEW_TOKENS + 1])
+def test_noise_is_the_same_whether_the_tokens_hashes_are_kept_or_not(size: int) -> None:
+    noise = Noise(3, size, CPU)
+    words = noise.words(keys(4, SAMPLE))
+    prepared = noise.with_tokens(words)
+    assert (prepared.tokens is not None) == (size <= FEW_TOKENS)
+    chosen = Words.joined([prepared.rows(2, 3), prepared.rows(0, 1)])
+    for first, last in ((0, size), (7, 100), (size - 1, size)):
+        wanted = noise.exponential(words, first, last)[[2, 0]]
+        assert torch.equal(noise.exponential(chosen, first, last), wanted)
