@@ -1,7 +1,8 @@
 """`make bench`: what this service costs and what it gains, each figure against a peer.
 
 Everything that is compared runs in the same call, in turns, on the same number of threads; each
-figure is the median of the turns, and each ratio the median of the ratios within a turn. Limits are those that the first part of the project promises.
+figure is the median of the turns, and each ratio the median of the ratios within a turn. Limits
+are those that the first part of the project promises.
 """
 
 from __future__ import annotations
