@@ -1,4 +1,4 @@
-"""A layer's products side by side: the same algebra in fewer and larger operations.
+"""A layer's products side by side: the same algebra in fewer operations.
 
 Knows how the weights of one layer join, for hosts where starting an operation costs more than
 computing it, and for experts so few and tiny that each of them may compute every token. Gives what
@@ -61,7 +61,8 @@ def feed_forward(
 
 
 def shares(router: Router, scores: Tensor) -> Tensor:
-    """Each expert's weight `[.., E]` of scores `[.., E]`: zero but for the top k.
+    """Each expert's weight `[.., E]` of scores `[.., E]`: zero but for the top k, and without
+    `per_expert_scale`, which `feed_forward` folds into the experts' down projections.
 
     A softmax over the top k alone is the renormalised softmax over all.
     """
