@@ -5,7 +5,6 @@ Knows which engine a manifest asks for; every part knows its own business.
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,11 +70,7 @@ def assemble(
         max_model_len=context,
         image_token_ids=_image_tokens(checkpoint),
     )
-    scheduler = Scheduler(engine, tail, answer)
-    # All that is loaded stays: looking through it for garbage would stop passes for milliseconds.
-    gc.collect()
-    gc.freeze()
-    return Parts(parser, scheduler)
+    return Parts(parser, Scheduler(engine, tail, answer))
 
 
 def open_engine(

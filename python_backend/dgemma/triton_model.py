@@ -6,6 +6,7 @@ inside Triton's stub process and is therefore passed in; knows nothing of schedu
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 from collections.abc import Sequence
@@ -46,9 +47,13 @@ def start(pb_utils: Any) -> TritonModel:
             level=settings.log_level.upper(),
             format="%(asctime)s %(levelname)s %(name)s: %(message)s",
         )
-        return TritonModel(pb_utils, Service.from_settings(settings), settings.drain_timeout_s)
+        model = TritonModel(pb_utils, Service.from_settings(settings), settings.drain_timeout_s)
     except DgemmaError as error:
         raise pb_utils.TritonModelException(str(error)) from error
+    # All that is loaded stays: looking through it for garbage would stop passes for milliseconds.
+    gc.collect()
+    gc.freeze()
+    return model
 
 
 class TritonModel:

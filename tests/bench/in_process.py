@@ -6,6 +6,7 @@ the tail by themselves.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import time
@@ -72,6 +73,8 @@ class InProcess:
 
     def __init__(self, engine: Path, checkpoint: Path, threads: int) -> None:
         self.parts = assemble(engine, checkpoint, slots=SLOTS, threads=threads)
+        gc.collect()
+        gc.freeze()  # as the service does
         self.engine, self.tail = self.parts.scheduler.engine, self.parts.scheduler.tail
 
     def __call__(self, what: str, **arguments: Any) -> dict[str, Any]:
