@@ -155,7 +155,7 @@ PRECISIONS: Mapping[str, Mapping[str, Policy]] = {
 
 
 def policy_of(precision: str, name: str | None = None) -> Policy:
-    """A precision's policy by name, its default without one; ConfigurationError says what exists."""
+    """A policy by name, or the precision's default; ConfigurationError says what exists."""
     if precision not in PRECISIONS:
         known = ", ".join(PRECISIONS)
         raise ConfigurationError(f"precision {precision!r} is not known; known: {known}")
