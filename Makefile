@@ -8,8 +8,9 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 CHECKPOINT := build/demo
-ENGINE := var/engines/demo-cpu-fp32
-BUILD_ENGINE := $(BIN)/dgemma-build engine --checkpoint $(CHECKPOINT) --target cpu --precision fp32 --out $(ENGINE)
+PRECISION := fp32
+ENGINE := var/engines/demo-cpu-$(PRECISION)
+BUILD_ENGINE := $(BIN)/dgemma-build engine --checkpoint $(CHECKPOINT) --target cpu --precision $(PRECISION) --out $(ENGINE)
 SOURCES := python_backend build/dgemma_build tests
 export PATH := $(BIN):$(PATH)
 # Nothing here may reach for a model on the network.
@@ -20,7 +21,7 @@ export HF_HUB_OFFLINE := 1
 help:
 	@sed -n 's/^## //p' Makefile
 
-## make demo           solve a Sudoku over gRPC with the real Triton server
+## make demo           solve a Sudoku over gRPC with the real Triton server; PRECISION=fp8, int4, nvfp4
 demo: $(VENV)/.runtime
 	@$(BUILD_ENGINE)
 	exec $(BIN)/python -m dgemma_build.demo.showcase --engine $(ENGINE) --checkpoint $(CHECKPOINT)

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from dgemma.errors import DgemmaError
-from dgemma_build.engine import build_engine
+from dgemma_build.engine import build_engine, build_from_store
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console(stderr=True)
@@ -26,12 +26,25 @@ def main() -> None:
 
 @app.command()
 def engine(
-    checkpoint: Annotated[Path, typer.Option(help="Hugging Face checkpoint directory.")],
     out: Annotated[Path, typer.Option(help="Engine directory to write.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Hugging Face checkpoint directory, or …")
+    ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="… a weight store that `quantize` wrote.")
+    ] = None,
     target: Annotated[str, typer.Option(help="What to compile for.")] = "cpu",
-    precision: Annotated[str, typer.Option(help="Precision of the weights.")] = "fp32",
+    precision: Annotated[
+        str | None,
+        typer.Option(help="Precision of the weights; fp32 without it, or the store's."),
+    ] = None,
 ) -> None:
-    """Write graph, weight store and manifest; does nothing where they are up to date."""
+    """Write graph, weights and manifest; does nothing where they are up to date.
+
+    From a checkpoint, a precision other than fp32 goes by way of a weight store beside the engine.
+    """
+    if (checkpoint is None) == (store is None):
+        raise typer.BadParameter("name one of --checkpoint and --store")
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
@@ -42,12 +55,15 @@ def engine(
             bars.update(tasks[what], completed=done)
 
         try:
-            built = build_engine(checkpoint, target, precision, out, progress)
+            if checkpoint is not None:
+                built = build_engine(checkpoint, target, precision or "fp32", out, progress)
+            elif store is not None:
+                built = build_from_store(store, target, precision, out, progress)
         except DgemmaError as error:
             bars.stop()
             console.print("error:", style="red", end=" ")
             console.print(str(error), markup=False, highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
     state = "is up to date" if built.up_to_date else "built"
-    line = f"{out}: {target} {precision} engine {state}"
+    line = f"{out}: {target} {built.manifest.precision} engine {state}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Builds an engine directory: graph, weight store and manifest.
+"""Builds an engine directory: what a runtime executes, weights and manifest.
 
 Knows the order of the steps and when nothing is to be done; each step lives in its own module.
 """
@@ -13,29 +13,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
-import torch
-
 import dgemma.engine.graph
 import dgemma.model.attention
 import dgemma.model.experts
 import dgemma.model.fused
 import dgemma.model.layers
 import dgemma.model.network
+import dgemma_build.cpu
 import dgemma_build.emit
+import dgemma_build.precision_pass
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
-from dgemma.manifest import FILE_NAME, FileRecord, Manifest, sha256
-from dgemma.model.checkpoint import Checkpoint, load_tensors, parameter_shapes
-from dgemma_build.cpu import attach_weights
-from dgemma_build.emit import emit
-from dgemma_build.store import write_store
+from dgemma.manifest import FILE_NAME, FileRecord, Manifest
+from dgemma.model.checkpoint import Checkpoint
+from dgemma.precision import Policy, policy_of
+from dgemma.weight_store import WeightStore
+from dgemma_build import cpu
+from dgemma_build.parts import Parts, Progress
+from dgemma_build.quantize.run import quantize_checkpoint
 
-GRAPH, WEIGHTS = "graph.onnx", "weights.safetensors"
-# On a CPU the detour over gathered tokens costs more than this many tiny experts computed for every
-# token, and so small a network is bound by the number of its operations.
-FEW_EXPERTS = 8
-SUPPORTED = {"cpu": {"fp32": torch.float32}}
+SUPPORTED = {"cpu": ("fp32", "fp8", "int4", "nvfp4")}
 _DEFINITION = (
     dgemma.engine.graph,
     dgemma.model.attention,
@@ -43,18 +40,32 @@ _DEFINITION = (
     dgemma.model.fused,
     dgemma.model.layers,
     dgemma.model.network,
+    dgemma_build.cpu,
     dgemma_build.emit,
+    dgemma_build.precision_pass,
 )
-
-Progress = Callable[[str, int, int], None]  # what, done, total
 
 
 @dataclass(frozen=True)
 class Built:
-    """What `build_engine` made, or found."""
+    """What was made, or found."""
 
     manifest: Manifest
     up_to_date: bool
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What an engine is asked to be; another one in its place is replaced."""
+
+    target: str
+    precision: str
+    policy: Policy
+    geometry: Geometry
+    source: str
+
+    def is_met_by(self, manifest: Manifest) -> bool:
+        return all(getattr(manifest, name) == value for name, value in vars(self).items())
 
 
 def build_engine(
@@ -66,38 +77,82 @@ def build_engine(
 ) -> Built:
     """Make `out` an engine of `checkpoint`; nothing is done where it already is one.
 
-    Raises ConfigurationError for a target, precision or checkpoint that cannot be built. Files
-    appear under their names only when all of them are complete.
+    A precision other than the checkpoint's own goes by way of the weight store `out.store`, which
+    is kept: the next engine of that precision is built from it. Raises ConfigurationError for a
+    target, precision or checkpoint that cannot be built. Files appear under their names only when
+    all of them are complete.
     """
-    dtype = _supported(target, precision)
+    _check_supported(target, precision)
+    if precision != "fp32":
+        store = out.with_name(out.name + ".store")
+        quantize_checkpoint(checkpoint, precision, store, progress=progress)
+        return build_from_store(store, target, precision, out, progress)
     geometry = Geometry.from_checkpoint(checkpoint)
     tensors = Checkpoint(checkpoint)
-    source = _source_digest(tensors)
-    if (found := _existing(out, target, precision, source)) is not None:
+    files = {checkpoint / "config.json", *tensors.files.values()}
+    contents = sorted((path.name, FileRecord.of(path).sha256) for path in files)
+    wanted = _Wanted(target, precision, policy_of(precision), geometry, _digest(str(contents)))
+    return _build(out, wanted, lambda work: cpu.from_checkpoint(tensors, geometry, work, progress))
+
+
+def build_from_store(
+    store: Path,
+    target: str,
+    precision: str | None,
+    out: Path,
+    progress: Progress = lambda what, done, total: None,
+) -> Built:
+    """Make `out` an engine of a weight store; without `precision`, of the one it holds.
+
+    Raises ConfigurationError for a store that is not whole or holds another precision.
+    """
+    weights = WeightStore.open(store)
+    held = weights.manifest
+    held.expect(store, precision=precision)
+    _check_supported(target, held.precision)
+    source = _digest(held.source + held.recipe)
+    wanted = _Wanted(target, held.precision, held.policy, held.geometry, source)
+    return _build(out, wanted, lambda work: cpu.from_store(weights, work, progress))
+
+
+def _check_supported(target: str, precision: str) -> None:
+    if target not in SUPPORTED:
+        known = ", ".join(SUPPORTED)
+        raise ConfigurationError(f"target {target!r} cannot be built; known: {known}")
+    if precision not in SUPPORTED[target]:
+        known = ", ".join(SUPPORTED[target])
+        raise ConfigurationError(
+            f"precision {precision!r} is not built for {target}; known: {known}"
+        )
+
+
+def _digest(weights: str) -> str:
+    """Changes with the weights' own digest and with the network's definition."""
+    digest = hashlib.sha256(weights.encode())
+    for module in _DEFINITION:
+        digest.update(inspect.getsource(module).encode())
+    return digest.hexdigest()
+
+
+def _build(out: Path, wanted: _Wanted, make: Callable[[Path], Parts]) -> Built:
+    """`make` fills an empty directory, which takes its place once it is whole."""
+    if (found := _existing(out, wanted)) is not None:
         return Built(found, up_to_date=True)
-    shapes = parameter_shapes(geometry)
     work = out.with_name(out.name + ".partial")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     try:
-        total = sum(torch.Size(shape).numel() for shape in shapes.values()) * dtype.itemsize
-        done = 0
-
-        def advance(size: int) -> None:
-            nonlocal done
-            done += size
-            progress("weights", done, total)
-
-        loaded = load_tensors(tensors, geometry)
-        places = write_store(work / WEIGHTS, shapes, dtype, loaded, advance)
-        progress("graph", 0, 1)
-        graph = emit(geometry, dtype, fused=geometry.num_experts <= FEW_EXPERTS)
-        attach_weights(graph, WEIGHTS, places)
-        onnx.save(graph, work / GRAPH)
-        progress("graph", 1, 1)
-        files = {name: FileRecord.of(work / name) for name in (GRAPH, WEIGHTS)}
-        versions = {name: importlib.metadata.version(name) for name in ("torch", "onnx")}
-        manifest = Manifest(target, precision, geometry, source, GRAPH, WEIGHTS, files, versions)
+        parts = make(work)
+        names = (parts.graph, *parts.weights, *parts.others)
+        manifest = Manifest(
+            **vars(wanted),
+            runtime=parts.runtime,
+            graph=parts.graph,
+            weights=parts.weights,
+            bindings=parts.bindings,
+            files={name: FileRecord.of(work / name) for name in names},
+            versions={name: importlib.metadata.version(name) for name in ("torch", "onnx")},
+        )
         manifest.write(work)
         _replace(work, out)
     finally:
@@ -105,31 +160,7 @@ def build_engine(
     return Built(manifest, up_to_date=False)
 
 
-def _supported(target: str, precision: str) -> torch.dtype:
-    if target not in SUPPORTED:
-        raise ConfigurationError(
-            f"target {target!r} cannot be built; known: {', '.join(SUPPORTED)}"
-        )
-    if precision not in SUPPORTED[target]:
-        known = ", ".join(SUPPORTED[target])
-        raise ConfigurationError(
-            f"precision {precision!r} is not built for {target}; known: {known}"
-        )
-    return SUPPORTED[target][precision]
-
-
-def _source_digest(checkpoint: Checkpoint) -> str:
-    """Changes with the checkpoint's content and with the network's definition."""
-    digest = hashlib.sha256()
-    files = {checkpoint.directory / "config.json", *checkpoint.files.values()}
-    for path in sorted(files):
-        digest.update(f"{path.name} {sha256(path)}\n".encode())
-    for module in _DEFINITION:
-        digest.update(inspect.getsource(module).encode())
-    return digest.hexdigest()
-
-
-def _existing(out: Path, target: str, precision: str, source: str) -> Manifest | None:
+def _existing(out: Path, wanted: _Wanted) -> Manifest | None:
     """The manifest in `out` where it is this very engine, whole; None otherwise."""
     if not (out / FILE_NAME).exists():
         if out.exists() and any(out.iterdir()):
@@ -140,8 +171,7 @@ def _existing(out: Path, target: str, precision: str, source: str) -> Manifest |
         manifest.verify(out)
     except ConfigurationError:
         return None
-    same = (manifest.target, manifest.precision, manifest.source) == (target, precision, source)
-    return manifest if same else None
+    return manifest if wanted.is_met_by(manifest) else None
 
 
 def _replace(work: Path, out: Path) -> None:

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
+from dgemma.precision import Policy
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
 REBUILD = "build it again with `dgemma-build engine --checkpoint DIR --target T --precision P`"
 
@@ -32,29 +34,54 @@ class FileRecord:
 
 
 @dataclass(frozen=True)
+class Runtime:
+    """What executes an engine; a TensorRT plan runs on one compute capability of one version."""
+
+    flavour: str  # onnxruntime, tensorrt_rtx or tensorrt
+    version: str
+    compute_capability: int | None = None  # 121 for 12.1; None: any host
+
+
+@dataclass(frozen=True)
+class Binding:
+    """An input or output of the graph as it was built; -1 where a size varies."""
+
+    name: str
+    dtype: str  # as safetensors spells it; I64 and BOOL for what describes a pass
+    shape: tuple[int, ...]
+    is_input: bool
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What was built, from what, and the files that make it up."""
 
     target: str
     precision: str
+    policy: Policy  # which weights are quantised, and how
+    runtime: Runtime
     geometry: Geometry
-    source: str  # digest of the checkpoint and of the network's definition
-    graph: str  # file name of the graph
-    weights: str  # file name of the weight store, safetensors
-    files: dict[str, FileRecord]
-    versions: dict[str, str]  # of the tools that built it
+    source: str  # digest of the weights, if any, and of the network's definition
+    graph: str  # file name of what the runtime executes: an ONNX graph or a plan
+    weights: tuple[str, ...]  # file names of the weights, safetensors; none: they are a store's
+    bindings: tuple[Binding, ...]
+    files: Mapping[str, FileRecord]
+    versions: Mapping[str, str]  # of the tools that built it
     schema_version: int = SCHEMA_VERSION
 
     def write(self, directory: Path) -> None:
         """Written last, so that a directory with a manifest is complete."""
-        data = asdict(self) | {"geometry": self.geometry.to_dict()}
+        data = asdict(self) | {
+            "geometry": self.geometry.to_dict(),
+            "policy": self.policy.to_dict(),
+        }
         temporary = directory / (FILE_NAME + ".partial")
-        temporary.write_text(json.dumps(data, indent=1) + "\n")
+        temporary.write_text(json.dumps(data | {"seal": seal(data)}, indent=1) + "\n")
         temporary.rename(directory / FILE_NAME)
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:
-        """ConfigurationError where the manifest is missing, corrupt or of another schema."""
+        """ConfigurationError where it is missing, corrupt, changed or of another schema."""
         path = directory / FILE_NAME
         try:
             data: dict[str, Any] = json.loads(path.read_text())
@@ -69,11 +96,10 @@ class Manifest:
                     f"{path}: schema version {version}, this software reads {SCHEMA_VERSION}; "
                     f"{REBUILD}"
                 )
-            fields = dict(data)
-            fields["geometry"] = Geometry.from_dict(data["geometry"])
-            fields["files"] = {k: FileRecord(**v) for k, v in data["files"].items()}
-            return cls(**fields)
-        except (KeyError, TypeError, AttributeError) as error:
+            if data.pop("seal") != seal(data):
+                raise ConfigurationError(f"{path}: its content has changed; {REBUILD}")
+            return cls(**_parsed(data))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigurationError(f"{path}: not a manifest: {error!r}; {REBUILD}") from None
 
     def verify(self, directory: Path, deep: bool = True) -> None:
@@ -96,3 +122,20 @@ class Manifest:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def seal(data: Mapping[str, Any]) -> str:
+    """A digest of a manifest's own fields: a bit that flips in it is found as one in a file is."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+def _parsed(data: dict[str, Any]) -> dict[str, Any]:
+    bindings = (b | {"shape": tuple(b["shape"])} for b in data["bindings"])
+    return data | {
+        "geometry": Geometry.from_dict(data["geometry"]),
+        "policy": Policy.from_dict(data["policy"]),
+        "runtime": Runtime(**data["runtime"]),
+        "weights": tuple(data["weights"]),
+        "bindings": tuple(Binding(**b) for b in bindings),
+        "files": {name: FileRecord(**record) for name, record in data["files"].items()},
+    }

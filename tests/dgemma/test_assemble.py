@@ -10,10 +10,10 @@ import pytest
 from dgemma.assemble import Parts, assemble
 from dgemma.engine.base import Capacity
 from dgemma.errors import ConfigurationError, InvalidRequest
-from dgemma.manifest import FILE_NAME
 from dgemma.request import RawRequest
 from dgemma.scheduler.events import Block, Event, Finished
 from dgemma_build.demo.vocabulary import IMAGE, IMAGE_END, IMAGE_START
+from tests.manifests import edit_manifest
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_an_engine_of_another_geometry(engine: Path, checkpoint: Path) -> None:
 
 
 def test_an_engine_for_another_target(engine: Path, checkpoint: Path) -> None:
-    edit(engine / FILE_NAME, target="sm90")
+    edit_manifest(engine, target="sm90")
     assert "built for target sm90, which this installation cannot run" in refusal(
         engine, checkpoint
     )

@@ -9,8 +9,18 @@ from typing import Any
 import pytest
 
 from dgemma.errors import ConfigurationError
-from dgemma.manifest import FILE_NAME, SCHEMA_VERSION, FileRecord, Manifest, sha256
+from dgemma.manifest import (
+    FILE_NAME,
+    SCHEMA_VERSION,
+    Binding,
+    FileRecord,
+    Manifest,
+    Runtime,
+    sha256,
+)
+from dgemma.precision import policy_of
 from tests.dgemma.engine.fake_engine import geometry_of
+from tests.manifests import edit_manifest
 
 GRAPH, WEIGHTS = "graph.onnx", "weights.safetensors"
 
@@ -22,20 +32,18 @@ def engine(directory: Path) -> Manifest:
     manifest = Manifest(
         target="cpu",
         precision="fp32",
+        policy=policy_of("fp32"),
+        runtime=Runtime("onnxruntime", "1.0"),
         geometry=geometry_of(),
         source="abc",
         graph=GRAPH,
-        weights=WEIGHTS,
+        weights=(WEIGHTS,),
+        bindings=(Binding("ids", "I64", (-1, 8), True),),
         files={name: FileRecord.of(directory / name) for name in (GRAPH, WEIGHTS)},
         versions={"torch": "1"},
     )
     manifest.write(directory)
     return manifest
-
-
-def edit(directory: Path, **changes: Any) -> None:
-    path = directory / FILE_NAME
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def test_a_manifest_reads_as_it_was_written(tmp_path: Path) -> None:
@@ -72,11 +80,11 @@ def test_a_manifest_that_was_cut_off(tmp_path: Path, content: str) -> None:
         Manifest.read(tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_another_schema_is_refused_with_both_versions(tmp_path: Path, version: object) -> None:
     engine(tmp_path)
-    edit(tmp_path, schema_version=version)
-    message = f"schema version {version}, this software reads 1"
+    edit_manifest(tmp_path, schema_version=version)
+    message = f"schema version {version}, this software reads 2"
     with pytest.raises(ConfigurationError, match=message):
         Manifest.read(tmp_path)
 
@@ -90,12 +98,16 @@ def test_another_schema_is_refused_with_both_versions(tmp_path: Path, version: o
         {"files": []},
         {"files": {GRAPH: {"size": 5}}},
         {"files": {GRAPH: 5}},
+        {"policy": {"rules": [["*", "fp3"]], "rest": "bf16"}},
+        {"runtime": {"flavour": "tensorrt"}},
+        {"bindings": [{"name": "ids"}]},
+        {"weights": None},
         {"surprise": 1},
     ],
 )
 def test_json_that_is_no_manifest(tmp_path: Path, changes: dict[str, Any]) -> None:
     engine(tmp_path)
-    edit(tmp_path, **changes)
+    edit_manifest(tmp_path, **changes)
     with pytest.raises(ConfigurationError, match=r"manifest\.json: not a manifest"):
         Manifest.read(tmp_path)
 
@@ -104,6 +116,14 @@ def test_json_that_is_no_manifest(tmp_path: Path, changes: dict[str, Any]) -> No
 def test_any_other_json_is_no_manifest(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE_NAME).write_text(content)
     with pytest.raises(ConfigurationError, match="not a manifest"):
+        Manifest.read(tmp_path)
+
+
+def test_a_flipped_bit_of_the_manifest_itself_is_found(tmp_path: Path) -> None:
+    engine(tmp_path)
+    path = tmp_path / FILE_NAME
+    path.write_text(path.read_text().replace('"target": "cpu"', '"target": "cpt"'))
+    with pytest.raises(ConfigurationError, match=r"manifest\.json: its content has changed; build"):
         Manifest.read(tmp_path)
 
 

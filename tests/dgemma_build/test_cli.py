@@ -31,7 +31,7 @@ def test_an_engine_that_is_up_to_date_is_said_to_be(
     ("option", "value", "message"),
     [
         ("--target", "sm999", "target 'sm999' cannot be built; known: cpu"),
-        ("--precision", "fp7", "precision 'fp7' is not built for cpu; known: fp32"),
+        ("--precision", "fp7", "precision 'fp7' is not built for cpu; known: fp32, fp8"),
     ],
 )
 def test_what_cannot_be_built_is_one_sentence_and_exit_code_2(

@@ -12,7 +12,7 @@ from dgemma.engine.graph import ROW_INPUTS, fresh_names, pool_names
 from dgemma.engine.kv_pool import KVPool
 from dgemma.model.attention import RowIndex
 from dgemma.model.checkpoint import parameter_shapes
-from dgemma_build.cpu import attach_weights
+from dgemma_build.cpu import Bytes, attach_weights
 from dgemma_build.emit import OPSET, emit
 from dgemma_build.store import write_store
 from tests.dgemma.engine.fake_engine import geometry_of
@@ -109,7 +109,9 @@ def test_attached_weights_stay_outside_and_the_graph_computes_what_the_network_d
     places = write_store(tmp_path / "weights", SHAPES, torch.float32, iter(weights))
     model = onnx.ModelProto()
     model.CopyFrom(graph)
-    attach_weights(model, "weights", places)
+    attach_weights(
+        model, {name: Bytes("weights", p.offset, p.length, "F32") for name, p in places.items()}
+    )
     assert {value.name for value in model.graph.input}.isdisjoint(SHAPES)
     assert all(not t.raw_data for t in model.graph.initializer if t.name in SHAPES)
     onnx.save(model, tmp_path / "graph.onnx")

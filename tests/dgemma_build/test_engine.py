@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import dgemma_build.cpu
 import dgemma_build.engine
 from dgemma.engine.base import Capacity, Row
 from dgemma.engine.onnx_engine import OnnxEngine
@@ -29,7 +30,7 @@ L = GEOMETRY.canvas_length
 @pytest.fixture(scope="module")
 def graph() -> onnx.ModelProto:
     """Emitted once; most of these tests are about what surrounds it."""
-    return dgemma_build.engine.emit(GEOMETRY, fused=True)
+    return dgemma_build.cpu.emit(GEOMETRY, fused=True)
 
 
 @pytest.fixture(autouse=True)
@@ -39,7 +40,7 @@ def quick_emission(monkeypatch: pytest.MonkeyPatch, graph: onnx.ModelProto) -> N
         copy.CopyFrom(graph)
         return copy
 
-    monkeypatch.setattr(dgemma_build.engine, "emit", emit)
+    monkeypatch.setattr(dgemma_build.cpu, "emit", emit)
 
 
 @pytest.fixture
@@ -67,8 +68,8 @@ def test_an_engine_is_a_graph_a_store_and_a_manifest(checkpoint: Path, tmp_path:
     assert not built.up_to_date
     manifest = Manifest.read(tmp_path / "engine")
     assert manifest == built.manifest
-    assert set(stamps(tmp_path / "engine")) == {manifest.graph, manifest.weights, FILE_NAME}
-    assert set(manifest.files) == {manifest.graph, manifest.weights}
+    assert set(stamps(tmp_path / "engine")) == {manifest.graph, *manifest.weights, FILE_NAME}
+    assert set(manifest.files) == {manifest.graph, *manifest.weights}
     assert (manifest.target, manifest.precision) == ("cpu", "fp32")
     assert manifest.geometry == GEOMETRY
     manifest.verify(tmp_path / "engine")
@@ -236,7 +237,7 @@ def test_what_a_killed_build_left_is_cleared_away(checkpoint: Path, tmp_path: Pa
     [
         ("tpu", "fp32", "target 'tpu' cannot be built; known: cpu"),
         ("", "fp32", "known: cpu"),
-        ("cpu", "int3", "precision 'int3' is not built for cpu; known: fp32"),
+        ("cpu", "int3", "precision 'int3' is not built for cpu; known: fp32, fp8, int4, nvfp4"),
     ],
 )
 def test_an_unknown_target_or_precision_is_refused_with_what_is_known(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,10 @@ from safetensors.torch import load_file, save_file
 from dgemma.engine.base import Capacity
 from dgemma.engine.onnx_engine import OnnxEngine
 from dgemma.errors import ConfigurationError
-from dgemma.manifest import FILE_NAME, FileRecord
-from dgemma_build.engine import GRAPH, WEIGHTS, build_engine
+from dgemma.manifest import FILE_NAME
+from dgemma_build.cpu import GRAPH, WEIGHTS
+from dgemma_build.engine import build_engine
+from tests.manifests import edit_manifest, renew_hashes
 from tests.oracle.checkpoints import FULL, write_tiny_checkpoint
 
 Damage = Callable[[Path], Any]
@@ -65,9 +65,7 @@ def test_a_graph_that_takes_another_kind_of_pass_is_refused(engine: Path) -> Non
     (start,) = (value for value in graph.graph.input if value.name == "start")
     start.name = "context_start"
     onnx.save(graph, engine / GRAPH)
-    manifest = json.loads((engine / FILE_NAME).read_text())
-    manifest["files"][GRAPH] = asdict(FileRecord.of(engine / GRAPH))
-    (engine / FILE_NAME).write_text(json.dumps(manifest))
+    renew_hashes(engine)
     with pytest.raises(
         ConfigurationError, match=r"graph\.onnx: unknown inputs: context_start; build"
     ):
@@ -115,7 +113,7 @@ def test_a_file_with_one_bit_flipped_is_named(engine: Path, name: str) -> None:
 def test_a_manifest_that_this_software_cannot_use_is_named(
     engine: Path, changes: dict[str, Any]
 ) -> None:
-    edit_manifest(engine, changes)
+    edit_manifest(engine, **changes)
     with pytest.raises(ConfigurationError) as error:
         open_engine(engine)
     assert str(engine) in str(error.value)
@@ -172,14 +170,3 @@ def test_a_directory_without_a_manifest_is_no_engine(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as error:
         open_engine(tmp_path)
     assert str(tmp_path / FILE_NAME) in str(error.value)
-
-
-def edit_manifest(engine: Path, changes: dict[str, Any]) -> None:
-    path = engine / FILE_NAME
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def renew_hashes(engine: Path) -> None:
-    """As if the engine had been built this way, so that only the content can be at fault."""
-    files = {name: vars(FileRecord.of(engine / name)) for name in (GRAPH, WEIGHTS)}
-    edit_manifest(engine, {"files": files})

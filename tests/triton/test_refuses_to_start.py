@@ -13,6 +13,7 @@ import pytest
 
 from dgemma.errors import ConfigurationError
 from dgemma.triton_server.server import TritonServer
+from tests.manifests import edit_manifest, renew_hashes
 from tests.triton.servers import serving
 
 BUILD = "dgemma-build engine --checkpoint DIR"
@@ -38,14 +39,8 @@ def change(path: Path, **values: Any) -> None:
 
 def write_garbage_graph(path: Path) -> None:
     """A graph that the manifest vouches for, but that is none."""
-    from dgemma.manifest import FileRecord
-
     path.write_bytes(b"no graph")
-    manifest = path.with_name("manifest.json")
-    record = FileRecord.of(path)
-    files = json.loads(manifest.read_text())["files"]
-    files[path.name] = {"size": record.size, "sha256": record.sha256}
-    change(manifest, files=files)
+    renew_hashes(path.parent)
 
 
 def another_geometry(path: Path) -> None:
@@ -64,11 +59,11 @@ DAMAGES: dict[str, Damage] = {
     "missing manifest": ("engine", "manifest.json", Path.unlink, "no engine here", BUILD),
     "corrupt manifest": ("engine", "manifest.json", halve, "cannot be read", BUILD),
     "manifest of another schema": (
-        *("engine", "manifest.json", lambda path: change(path, schema_version=99)),
+        *("engine", "manifest.json", lambda path: edit_manifest(path.parent, schema_version=99)),
         *("schema version 99", BUILD),
     ),
     "engine for another target": (
-        *("engine", "", lambda path: change(path / "manifest.json", target="sm90")),
+        *("engine", "", lambda path: edit_manifest(path, target="sm90")),
         *("built for target sm90", "select an engine for this machine"),
     ),
     "missing tokenizer": ("checkpoint", "tokenizer.json", Path.unlink, "no such file", "copy it"),

@@ -29,7 +29,7 @@ _EMBEDDING = "embed_tokens.weight"
 
 
 class OnnxEngine:
-    """An Engine in fp32 on the host's cores."""
+    """An Engine that computes in fp32 on the host's cores."""
 
     def __init__(self, directory: Path, capacity: Capacity, threads: int = 0) -> None:
         """Load and verify an engine built for target `cpu`; `threads` 0 takes every core.
@@ -46,7 +46,7 @@ class OnnxEngine:
         self.capacity = capacity
         self.pool = KVPool(self.geometry, capacity.slots, capacity.context)
         self.reruns = 0
-        self._embedding = _read_embedding(directory / manifest.weights)
+        self._embedding = _read_embedding([directory / name for name in manifest.weights])
         self._session = _open_session(directory / manifest.graph, threads)
         self._check_inputs(directory / manifest.graph)
         # Pools never move, so the session reads them where they are.
@@ -111,9 +111,15 @@ def _open_session(graph: Path, threads: int) -> ort.InferenceSession:
         ) from None
 
 
-def _read_embedding(weights: Path) -> Tensor:
-    try:
-        with safe_open(weights, "pt") as file:
-            return file.get_tensor(_EMBEDDING)  # type: ignore[no-any-return]
-    except (SafetensorError, OSError) as error:
-        raise ConfigurationError(f"{weights}: no {_EMBEDDING}: {error}; {REBUILD}") from None
+def _read_embedding(files: Sequence[Path]) -> Tensor:
+    """In fp32, whatever it is stored in."""
+    for path in files:
+        try:
+            with safe_open(path, "pt") as file:
+                if _EMBEDDING in file.keys():  # noqa: SIM118, a file is no mapping
+                    tensor: Tensor = file.get_tensor(_EMBEDDING)
+                    return tensor.float()
+        except (SafetensorError, OSError) as error:
+            raise ConfigurationError(f"{path}: no {_EMBEDDING}: {error}; {REBUILD}") from None
+    names = ", ".join(map(str, files))
+    raise ConfigurationError(f"{names}: no {_EMBEDDING}; {REBUILD}")

@@ -1,0 +1,128 @@
+"""Engines of quantised weights compute what the torch modules do with the values stored."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from dgemma.engine.base import Capacity, Row
+from dgemma.engine.onnx_engine import OnnxEngine
+from dgemma.engine.torch_reference import TorchReference
+from dgemma.errors import ConfigurationError
+from dgemma.manifest import Manifest
+from dgemma.model.checkpoint import fill
+from dgemma.model.network import Network
+from dgemma.precision import policy_of
+from dgemma.weight_store import WeightStore
+from dgemma_build.cpu import GRAPH
+from dgemma_build.engine import build_engine, build_from_store
+from tests.oracle.checkpoints import CANVAS, FULL, SLIDING, write_tiny_checkpoint
+
+CAPACITY = Capacity(slots=3, context=200, rows=6)
+# Matrices whose columns are whole groups of 64, as those of the real geometry are.
+TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "moe_intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_global_key_value_heads": 2,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "layer_types": [SLIDING, FULL],
+    "num_hidden_layers": 2,
+    "num_experts": 4,
+    "top_k_experts": 2,
+}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_checkpoint(tmp_path_factory.mktemp("quantized") / "checkpoint", **TEXT)
+
+
+@pytest.fixture(scope="module", params=["fp8", "int4", "nvfp4"])
+def engine(
+    request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    out = tmp_path_factory.mktemp(str(request.param)) / "engine"
+    build_engine(checkpoint, "cpu", request.param, out)
+    return out
+
+
+def store_of(engine: Path) -> WeightStore:
+    return WeightStore.open(engine.with_name(engine.name + ".store"), deep=True)
+
+
+def reference(engine: Path) -> TorchReference:
+    store = store_of(engine)
+    with torch.device("meta"):
+        network = Network(store.manifest.geometry)
+    fill(network, store.parameters(), torch.float32)
+    return TorchReference(network, CAPACITY)
+
+
+def passes(hidden_size: int) -> list[list[Row]]:
+    """A prompt, a commit and a first denoise as partners, and a second slot beside them."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(20, 300, (5, CANVAS), generator=generator)
+    soft = torch.randn(CANVAS, hidden_size, generator=generator)
+    first = Row(ids[0], 1, 0, CANVAS, False)
+    commit = Row(ids[1], 1, CANVAS, CANVAS - 3, False)
+    return [
+        [first],
+        [commit, Row(ids[2], 1, commit.end, CANVAS, True, None, 0), Row(ids[3], 0, 0, 5, False)],
+        [Row(ids[4], 1, commit.end, CANVAS, True, soft), Row(ids[2], 0, 5, CANVAS, True, soft)],
+    ]
+
+
+def test_hidden_states_are_those_of_the_stored_values(engine: Path) -> None:
+    ours, theirs = OnnxEngine(engine, CAPACITY, threads=1), reference(engine)
+    precision = Manifest.read(engine).precision
+    for rows in passes(64):
+        got, wanted = ours.forward(rows), theirs.forward(rows)
+        for row, mine, other in zip(rows, got, wanted, strict=True):
+            error = (mine[: row.valid] - other[: row.valid]).abs()
+            if precision == "fp8":
+                # Its activations are rounded too, to three bits of mantissa; what that does to the
+                # last bit is held in the tests of the graph pass.
+                assert error.median() < 0.05 * other.abs().mean()
+            else:
+                assert error.max() < 1e-3
+
+
+def test_the_embedding_is_the_stores(engine: Path) -> None:
+    stored = store_of(engine).tensor("embed_tokens.weight")
+    assert stored.dtype == torch.bfloat16
+    embedding = OnnxEngine(engine, CAPACITY, threads=1).embedding()
+    assert torch.equal(embedding, stored.float())
+
+
+def test_the_graph_dequantises_what_onnxruntime_can_read(engine: Path) -> None:
+    manifest = Manifest.read(engine)
+    graph = onnx.load(engine / GRAPH, load_external_data=False)
+    count = sum(node.op_type == "DequantizeLinear" for node in graph.graph.node)
+    shapes = store_of(engine).manifest.parameters
+    quantized = sum(manifest.policy.format_of(name).is_quantized for name in shapes)
+    assert quantized >= 4
+    if manifest.precision == "nvfp4":
+        assert count == 0 and manifest.weights == ("weights.safetensors",)
+    else:
+        assert count >= quantized
+        assert set(manifest.weights) == set(store_of(engine).manifest.files)
+    assert manifest.policy == policy_of(manifest.precision)
+
+
+def test_an_engine_of_the_store_is_the_engine_of_the_checkpoint(engine: Path) -> None:
+    store = engine.with_name(engine.name + ".store")
+    assert build_from_store(store, "cpu", None, engine).up_to_date
+
+
+def test_a_store_of_another_precision_is_refused(engine: Path, tmp_path: Path) -> None:
+    store = engine.with_name(engine.name + ".store")
+    with pytest.raises(ConfigurationError, match=r"store\.json: a store of .* bf16 is asked for"):
+        build_from_store(store, "cpu", "bf16", tmp_path / "engine")
+    assert not (tmp_path / "engine").exists()
