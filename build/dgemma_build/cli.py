@@ -14,8 +14,10 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from dgemma.errors import DgemmaError
 from dgemma_build.engine import build_engine, build_from_store
+from dgemma_build.quantize.command import quantize
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.command()(quantize)
 console = Console(stderr=True)
 
 

@@ -1,7 +1,7 @@
-"""The weight store: one safetensors file of an engine, written tensor by tensor.
+"""A safetensors file written tensor by tensor.
 
 Knows the file format, so that neither the file nor the checkpoint is ever whole in memory and an
-ONNX graph can point into it; knows nothing of precisions.
+ONNX graph can point into it; knows nothing of how weights are quantised.
 Format: https://huggingface.co/docs/safetensors (8 bytes of header length, JSON header, raw data).
 """
 
@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from dgemma.precision import TensorSpec
 
 _DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}
 
@@ -38,31 +40,39 @@ def write_store(
 
     `advance` is told the bytes of each tensor as it is written. Returns absolute offsets.
     """
-    places, header = _layout(shapes, dtype)
+    specs = {name: TensorSpec(_DTYPES[dtype], shape) for name, shape in shapes.items()}
+    places, header = layout(specs)
     with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(header)) + header)
+        file.write(header)
         for (name, tensor), expected in zip(tensors, shapes, strict=True):
             assert name == expected, "tensors come in the order of their shapes"
-            data = tensor.to(dtype).contiguous()
-            file.write(data.view(torch.uint8).numpy().reshape(-1).data)
+            file.write(raw(tensor.to(dtype)))
             advance(places[name].length)
     return places
 
 
-def _layout(
-    shapes: dict[str, tuple[int, ...]], dtype: torch.dtype
-) -> tuple[dict[str, Place], bytes]:
+def layout(specs: Mapping[str, TensorSpec]) -> tuple[dict[str, Place], bytes]:
+    """Where each tensor stands in a file of all of them, and what stands before the first."""
     spans: dict[str, tuple[int, int]] = {}
     offset = 0
-    for name, shape in shapes.items():
-        length = torch.Size(shape).numel() * dtype.itemsize
-        spans[name] = (offset, offset + length)
-        offset += length
+    for name, spec in specs.items():
+        spans[name] = (offset, offset + spec.nbytes)
+        offset += spec.nbytes
     entries = {
-        name: {"dtype": _DTYPES[dtype], "shape": list(shapes[name]), "data_offsets": list(span)}
-        for name, span in spans.items()
+        name: {
+            "dtype": spec.dtype,
+            "shape": list(spec.shape),
+            "data_offsets": list(spans[name]),
+        }
+        for name, spec in specs.items()
     }
     header = json.dumps(entries).encode()
     header += b" " * (-(8 + len(header)) % 64)  # data starts aligned, as readers that map it like
     base = 8 + len(header)
-    return {name: Place(base + begin, end - begin) for name, (begin, end) in spans.items()}, header
+    places = {name: Place(base + begin, end - begin) for name, (begin, end) in spans.items()}
+    return places, struct.pack("<Q", len(header)) + header
+
+
+def raw(tensor: Tensor) -> memoryview:
+    """A tensor's bytes, copied only where it is no contiguous memory."""
+    return tensor.contiguous().view(torch.uint8).numpy().reshape(-1).data

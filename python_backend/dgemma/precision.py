@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 
 BLOCK_SCALE, ROW_SCALE = ".block_scale", ".row_scale"
 
-# The spelling of safetensors: bytes of an element, and torch's name for it.
-_DTYPES = {
+# The spelling of safetensors -> bytes of an element, and torch's name for it.
+DTYPES = {
     "F32": (4, "float32"),
     "BF16": (2, "bfloat16"),
+    "F16": (2, "float16"),
     "F8_E4M3": (1, "float8_e4m3fn"),
     "U8": (1, "uint8"),
 }
@@ -38,13 +39,13 @@ class TensorSpec:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) * _DTYPES[self.dtype][0]
+        return math.prod(self.shape) * DTYPES[self.dtype][0]
 
     @property
     def torch_dtype(self) -> torch.dtype:
         import torch
 
-        dtype: torch.dtype = getattr(torch, _DTYPES[self.dtype][1])
+        dtype: torch.dtype = getattr(torch, DTYPES[self.dtype][1])
         return dtype
 
 
