@@ -25,7 +25,7 @@ def attach_weights(model: onnx.ModelProto, store: str, places: dict[str, Place])
             continue
         tensor = model.graph.initializer.add()
         tensor.name = value.name
-        tensor.data_type = TensorProto.FLOAT
+        tensor.data_type = value.type.tensor_type.elem_type
         tensor.dims.extend(d.dim_value for d in value.type.tensor_type.shape.dim)
         tensor.data_location = TensorProto.EXTERNAL
         for key, text in (
