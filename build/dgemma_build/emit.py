@@ -26,7 +26,7 @@ OPSET = 23  # the first with RMSNormalization
 
 # Sizes of the example that is traced. They only have to differ from each other and from every
 # size of the geometry, so that no dynamic axis is mistaken for a static one.
-_ROWS, _SLOTS, _CONTEXT, _ROOM = 3, 5, 131, 59
+_ROWS, _PAIRS, _SLOTS, _CONTEXT, _RING, _ROOM = 3, 2, 5, 131, 61, 59
 
 
 class _PureNetwork(nn.Module):
@@ -106,13 +106,15 @@ def _example(geometry: Geometry, network: Network, dtype: torch.dtype) -> tuple[
     def integers(*shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.int64)
 
-    index = [torch.zeros(_ROWS, dtype=torch.bool), *(integers(_ROWS) for _ in range(5))]
+    index = [torch.zeros(_ROWS, dtype=torch.bool), *(integers(_ROWS) for _ in range(3))]
     rows = (
         integers(_ROWS, length),
         torch.zeros(_ROWS, length, geometry.hidden_size, dtype=dtype),
         *index,
+        integers(_PAIRS),
+        integers(_PAIRS),
         integers(_CONTEXT),
-        integers(length),
+        integers(_RING),
     )
     pools = []
     for layer in geometry.layers:

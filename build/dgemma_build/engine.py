@@ -16,6 +16,7 @@ from pathlib import Path
 import onnx
 import torch
 
+import dgemma.engine.graph
 import dgemma.model.attention
 import dgemma.model.experts
 import dgemma.model.fused
@@ -36,6 +37,7 @@ GRAPH, WEIGHTS = "graph.onnx", "weights.safetensors"
 FEW_EXPERTS = 8
 SUPPORTED = {"cpu": {"fp32": torch.float32}}
 _DEFINITION = (
+    dgemma.engine.graph,
     dgemma.model.attention,
     dgemma.model.experts,
     dgemma.model.fused,

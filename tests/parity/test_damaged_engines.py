@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -53,6 +55,23 @@ def flip(path: Path) -> None:
 
 def empty(path: Path) -> None:
     path.write_bytes(b"")
+
+
+def test_a_graph_that_takes_another_kind_of_pass_is_refused(engine: Path) -> None:
+    """As one that another version of this software emitted."""
+    graph = onnx.load(engine / GRAPH, load_external_data=False)
+    for node in graph.graph.node:
+        node.input[:] = ["context_start" if name == "start" else name for name in node.input]
+    (start,) = (value for value in graph.graph.input if value.name == "start")
+    start.name = "context_start"
+    onnx.save(graph, engine / GRAPH)
+    manifest = json.loads((engine / FILE_NAME).read_text())
+    manifest["files"][GRAPH] = asdict(FileRecord.of(engine / GRAPH))
+    (engine / FILE_NAME).write_text(json.dumps(manifest))
+    with pytest.raises(
+        ConfigurationError, match=r"graph\.onnx: unknown inputs: context_start; build"
+    ):
+        open_engine(engine)
 
 
 def test_a_whole_engine_opens(engine: Path) -> None:

@@ -1,7 +1,8 @@
 """Rows as the arrays that the network's graph takes.
 
 Knows the graph's inputs by name; knows nothing of what runs it.
-Shapes: R rows, L row length, D hidden size, N context positions read, C expert capacity.
+Shapes: R rows, P pairs of an encode row and the denoise row behind it, L row length, D hidden size,
+N context positions read, C expert capacity.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from dgemma.engine.base import NO_PARTNER, Capacity, Row
 from dgemma.errors import EngineFailure
 from dgemma.geometry import Geometry
 
-# Context lengths are rounded up to this, so that few shapes occur and rows stay bit-identical
-# whatever their neighbours' context is.
-CONTEXT_STEP = 128
+# The keys of a row, its own and its context's, are a multiple of this: few shapes occur, and no
+# kernel's block of keys ends elsewhere because a neighbour has more of them, which would move bits.
+KEY_STEP = 64
 
 Arrays = dict[str, npt.NDArray[np.generic]]
 
@@ -40,9 +41,13 @@ def check(rows: Sequence[Row], geometry: Geometry, capacity: Capacity) -> None:
                 raise EngineFailure(f"row {index}: row {row.partner} cannot be its partner")
 
 
-def context_of(rows: Sequence[Row], row: Row) -> int:
-    """Tokens of the slot's pool that a row sees: those before its partner, or before itself."""
-    return row.start if row.partner == NO_PARTNER else rows[row.partner].start
+def context_of(length: int, longest: int, most: int) -> int:
+    """Context positions that a pass reads for rows of `length` tokens behind `longest` others.
+
+    At least one, which a row without context masks, and at most the `most` that a pool has.
+    """
+    context = -(-(length + longest) // KEY_STEP) * KEY_STEP - length
+    return min(context or KEY_STEP, most)
 
 
 @dataclass(frozen=True)
@@ -50,19 +55,20 @@ class PassShape:
     """The sizes of a pass; passes of one shape can share their arrays."""
 
     rows: int
-    context: int  # N
-    partners: int  # L, or 0 where no row has a partner
+    pairs: int  # P
+    context: int  # N of full layers
+    ring: int  # N of sliding layers
     encodes: bool  # whether any row's K/V are kept
 
     @classmethod
     def of(cls, rows: Sequence[Row], geometry: Geometry, capacity: Capacity) -> PassShape:
-        longest = max(1, *(context_of(rows, row) for row in rows))
-        rounded = -(-longest // CONTEXT_STEP) * CONTEXT_STEP
-        paired = any(row.partner != NO_PARTNER for row in rows)
+        longest = max(row.start for row in rows)
+        length = geometry.canvas_length
         return cls(
             len(rows),
-            min(rounded, capacity.context),
-            geometry.canvas_length if paired else 0,
+            sum(row.partner != NO_PARTNER for row in rows),
+            context_of(length, longest, capacity.context),
+            context_of(length, longest, geometry.sliding_window),
             not all(row.denoise for row in rows),
         )
 
@@ -70,14 +76,15 @@ class PassShape:
 def allocate(shape: PassShape, geometry: Geometry) -> Arrays:
     """The graph's inputs but for `room` and the pools, to be filled; names as in `RowIndex`."""
     length = geometry.canvas_length
-    one_each = ("start", "valid", "context", "slot", "partner")
+    one_each = ("start", "valid", "slot")
     return {
         "ids": np.zeros((shape.rows, length), np.int64),
         "soft": np.zeros((shape.rows, length, geometry.hidden_size), np.float32),
         "denoise": np.zeros(shape.rows, np.bool_),
         **{name: np.zeros(shape.rows, np.int64) for name in one_each},
+        **{name: np.zeros(shape.pairs, np.int64) for name in ("pair_from", "pair_to")},
         "context_index": np.arange(shape.context),
-        "partner_index": np.arange(shape.partners),
+        "ring_index": np.arange(shape.ring),
     }
 
 
@@ -89,9 +96,11 @@ def fill(arrays: Arrays, rows: Sequence[Row]) -> None:
         arrays["denoise"][index] = row.denoise
         arrays["start"][index] = row.start
         arrays["valid"][index] = row.valid
-        arrays["context"][index] = context_of(rows, row)
         arrays["slot"][index] = row.slot
-        arrays["partner"][index] = row.partner
+    if len(arrays["pair_to"]):
+        paired = [index for index, row in enumerate(rows) if row.partner != NO_PARTNER]
+        arrays["pair_to"][:] = paired
+        arrays["pair_from"][:] = [rows[index].partner for index in paired]
 
 
 def to_arrays(rows: Sequence[Row], geometry: Geometry, capacity: Capacity) -> Arrays:

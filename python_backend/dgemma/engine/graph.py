@@ -14,11 +14,11 @@ ROW_INPUTS = (
     "denoise",
     "start",
     "valid",
-    "context",
     "slot",
-    "partner",
+    "pair_from",
+    "pair_to",
     "context_index",
-    "partner_index",
+    "ring_index",
 )
 
 

@@ -18,13 +18,13 @@ from torch import Tensor
 from dgemma.engine.base import Capacity, Row
 from dgemma.engine.batch import PassShape, check
 from dgemma.engine.bound_pass import BoundPass
-from dgemma.engine.graph import pool_names
+from dgemma.engine.graph import ROW_INPUTS, pool_names
 from dgemma.engine.kv_pool import KVPool
 from dgemma.errors import ConfigurationError, EngineFailure
 from dgemma.geometry import Geometry
 from dgemma.manifest import REBUILD, Manifest
 
-SHAPES = 32  # kept with their arrays
+SHAPES = 64  # kept with their arrays
 _EMBEDDING = "embed_tokens.weight"
 
 
@@ -48,6 +48,7 @@ class OnnxEngine:
         self.reruns = 0
         self._embedding = _read_embedding(directory / manifest.weights)
         self._session = _open_session(directory / manifest.graph, threads)
+        self._check_inputs(directory / manifest.graph)
         # Pools never move, so the session reads them where they are.
         self._pools = {
             name: ort.OrtValue.ortvalue_from_numpy(array)
@@ -65,6 +66,14 @@ class OnnxEngine:
         if bound.fresh:
             self.pool.write(rows, bound.fresh)
         return torch.from_numpy(bound.hidden)
+
+    def _check_inputs(self, graph: Path) -> None:
+        """Refuse a graph that takes another kind of pass: one of an older or newer version."""
+        found = {value.name for value in self._session.get_inputs()}
+        known = {*ROW_INPUTS, "room", *pool_names(self.geometry)}
+        # A network without a kind of layer has no use for what that kind needs.
+        if odd := sorted(found - known):
+            raise ConfigurationError(f"{graph}: unknown inputs: {', '.join(odd)}; {REBUILD}")
 
     def _bind(self, shape: PassShape) -> BoundPass:
         return BoundPass(self._session, self._pools, shape, self.geometry)

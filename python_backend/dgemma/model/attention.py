@@ -1,11 +1,12 @@
-"""Attention of a row over its own K/V, its slot's context and its partner's fresh K/V.
+"""Attention of a row over its own K/V and the context of its slot, its partner's tokens included.
 
 Knows keys, masks and head groups; knows nothing of experts or of how a pool is written.
-What a neighbour needs must not move a row's numbers: keys whose number varies from pass to pass
-stand last, where they add exact zeros behind what is present. In full layers that is the context,
-in sliding layers, whose rings never vary, the partner, which most passes do without.
-Shapes: R rows, L row length, H query heads, G K/V heads, d head size, S keys of a row,
-W sliding window, N context positions that the pass reads.
+A row attends to a copy of its slot's context. Its partner's fresh K/V are written into that copy,
+where the pool will hold them after the pass, so that a commit and a first denoise in one pass read
+what they would read in two. What a neighbour needs must not move a row's numbers: the context,
+whose length varies from pass to pass, stands last and adds exact zeros behind what is present.
+Shapes: R rows, P pairs, L row length, H query heads, G K/V heads, d head size, N context positions
+that the pass reads (of a ring at most its W), S = L + N keys of a row.
 """
 
 from __future__ import annotations
@@ -24,55 +25,77 @@ MASKED = -1e30
 
 
 @dataclass(frozen=True)
+class RowIndex:
+    """Where the rows of a pass stand. All int64; `denoise` is bool."""
+
+    denoise: Tensor  # [R], False: encode
+    start: Tensor  # [R], absolute position of the first token, and the length of the context
+    valid: Tensor  # [R], tokens of the row that are real
+    slot: Tensor  # [R]
+    pair_from: Tensor  # [P], the encode rows whose fresh K/V stand right before …
+    pair_to: Tensor  # [P], … these rows
+    context_index: Tensor  # [N] = arange(N), what full layers read of a pool
+    ring_index: Tensor  # [N] = arange(N), what sliding layers do
+
+
+@dataclass(frozen=True)
 class Keys:
     """What one kind of layer attends to in this pass; the same for all its layers."""
 
     bias: Tensor  # fp32 [R, 1, L, S], 0 or MASKED
     cos: Tensor  # fp32 [R, L, d / 2]
     sin: Tensor
+    context: Tensor  # [R * G * N], lines of a pool `[slots * G * (W or max N), d]`
+    source: Tensor  # [P * G * L], lines of fresh K or V `[R * G * L, d]` …
+    target: Tensor  # [P * G * L], … that go to these lines of the context `[R * G * N, d]`
 
 
-@dataclass(frozen=True)
-class RowIndex:
-    """Where the rows of a pass stand. All int64; `denoise` is bool."""
+def build_keys(g: Geometry, layer: LayerGeometry, rows: RowIndex, size: int, table: Tensor) -> Keys:
+    """Positions, masks and places of every key, computed from integers alone.
 
-    denoise: Tensor  # [R], False: encode
-    start: Tensor  # [R], absolute position of the first token
-    valid: Tensor  # [R], tokens of the row that are real
-    context: Tensor  # [R], tokens of the slot's pool that the row may see
-    slot: Tensor  # [R]
-    partner: Tensor  # [R], the row whose fresh K/V come before this one, or -1
-    context_index: Tensor  # [N] = arange(N)
-    partner_index: Tensor  # [L] = arange(L), or [0] where no row has a partner
-
-
-def build_keys(g: Geometry, full: bool, rows: RowIndex, frequencies: Tensor) -> Keys:
-    """Positions and masks of every key, computed from integers alone."""
+    For layers like `layer`, whose pools hold `size` positions and whose rotary embedding has the
+    frequencies `table`.
+    """
     window, length = g.sliding_window, g.canvas_length
-    queries = rows.start[:, None] + torch.arange(length)  # [R, L]
-    last = rows.context[:, None] - 1  # [R, 1]
-    if full:
-        context = torch.where(rows.context_index <= last, rows.context_index, ABSENT)
+    own = torch.arange(length)
+    queries = rows.start[:, None] + own  # [R, L]
+    last = rows.start[:, None] - 1  # [R, 1]
+    if layer.is_full:
+        index = rows.context_index
+        context = torch.where(index <= last, index, ABSENT)
     else:
-        # Position p lives at p mod W, so an index names the last such position before `context`.
-        context = last - torch.remainder(last - torch.arange(window), window)
+        index = rows.ring_index
+        # Position p lives at p mod W, so an index names the last such position before the row.
+        context = last - torch.remainder(last - index, window)
         context = torch.where(context >= 0, context, ABSENT)
-    other = rows.partner.clamp(min=0)
-    index = torch.arange(length) if full else rows.partner_index
-    there = (rows.partner >= 0)[:, None] & (index < rows.valid[other][:, None])
-    partner = torch.where(there, rows.start[other][:, None] + index, ABSENT)
-    parts = [queries, partner, context] if full else [queries, context, partner]
-    keys = torch.cat(parts, 1)[:, None, :]  # [R, 1, S]
+    keys = torch.cat([queries, context], 1)[:, None, :]  # [R, 1, S]
     # A denoise row sees all of its canvas, an encode row what is not after the query.
     upper = torch.where(rows.denoise[:, None], queries[:, -1:], queries)[:, :, None]
     seen = keys <= upper  # [R, L, S]
-    if not full:
+    if not layer.is_full:
         # One rectangle for a canvas: the last W - 1 tokens before it, whatever the query.
         reach = torch.where(rows.denoise[:, None], rows.start[:, None], queries) - (window - 1)
         seen = seen & (keys >= reach[:, :, None])
     bias = torch.where(seen, 0.0, MASKED)[:, None]
-    cos, sin = rotary_tables(queries, frequencies)
-    return Keys(bias, cos, sin)
+    cos, sin = rotary_tables(queries, table)
+
+    heads = torch.arange(layer.num_key_value_heads)[:, None]  # [G, 1]
+    lines = rows.slot[:, None, None] * layer.num_key_value_heads + heads  # [R, G, 1]
+    lines = (lines * size + index).flatten()
+    # Tokens without a place (padding, and what a ring no longer holds) repeat one that has.
+    first, end = rows.start[rows.pair_from, None], rows.valid[rows.pair_from, None]  # [P, 1]
+    kept = torch.minimum(own, end - 1)  # [P, L]
+    if not layer.is_full:
+        kept = torch.maximum(kept, end - window)
+    place = first + kept if layer.is_full else torch.remainder(first + kept, window)
+
+    def flat(row: Tensor, line: Tensor, lines: int | Tensor) -> Tensor:
+        head = row[:, None, None] * layer.num_key_value_heads + heads  # [P, G, 1]
+        return (head * lines + line[:, None]).flatten()
+
+    source = flat(rows.pair_from, kept, length)
+    target = flat(rows.pair_to, place, index.shape[0])
+    return Keys(bias, cos, sin, lines, source, target)
 
 
 class Attention(nn.Module):
@@ -108,41 +131,25 @@ class Attention(nn.Module):
         return q, k, self.v_norm(values)
 
     def forward(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        keys: Keys,
-        rows: RowIndex,
-        pool_k: Tensor,
-        pool_v: Tensor,
+        self, q: Tensor, k: Tensor, v: Tensor, keys: Keys, pool_k: Tensor, pool_v: Tensor
     ) -> Tensor:
-        """Output `[R, L, D]` of what `project` gave; pools are `[slots, G, W or N, d]`."""
+        """Output `[R, L, D]` of what `project` gave; pools are `[slots, G, W or max N, d]`."""
         # Scale 1: the q and k norms do the scaling.
         mixed = F.scaled_dot_product_attention(
             q,
-            self.with_context(k, pool_k, rows),
-            self.with_context(v, pool_v, rows),
+            with_context(k, pool_k, keys),
+            with_context(v, pool_v, keys),
             attn_mask=keys.bias.to(q.dtype),
             scale=1.0,
             enable_gqa=self.heads != self.kv_heads,
         )
         return self.o_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
-    def with_context(self, fresh: Tensor, pool: Tensor, rows: RowIndex) -> Tensor:
-        """The keys or values in the order of `build_keys`, `[R, G, S, d]`."""
-        other, context = rows.partner.clamp(min=0), self.context(pool, rows)
-        if self.full:
-            return torch.cat([fresh, fresh.index_select(0, other), context], 2)
-        # Sliced before it is gathered, so that a pass without partners copies nothing.
-        partner = fresh[:, :, : rows.partner_index.shape[0]].index_select(0, other)
-        return torch.cat([fresh, context, partner], 2)
 
-    def context(self, pool: Tensor, rows: RowIndex) -> Tensor:
-        """The slots' rings, or of full layers just the positions that the pass reads."""
-        if not self.full:
-            return pool.index_select(0, rows.slot)
-        heads = torch.arange(self.kv_heads)[:, None]
-        line = rows.slot[:, None, None] * self.kv_heads + heads  # [R, G, 1]
-        # `embedding` is a plain gather of vectors, here of the pool's positions.
-        return F.embedding(line * pool.shape[2] + rows.context_index, pool.flatten(0, 2))
+def with_context(fresh: Tensor, pool: Tensor, keys: Keys) -> Tensor:
+    """The keys or values in the order of `build_keys`, `[R, G, S, d]`."""
+    # `embedding` is a plain gather of vectors.
+    context = F.embedding(keys.context, pool.flatten(0, 2))  # [R * G * N, d]
+    partners = F.embedding(keys.source, fresh.flatten(0, 2))
+    context = context.index_put((keys.target,), partners)
+    return torch.cat([fresh, context.unflatten(0, (*fresh.shape[:2], -1))], 2)

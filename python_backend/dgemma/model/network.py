@@ -40,19 +40,17 @@ class Layer(nn.Module):
         self.encoder_layer_scalar = nn.Parameter(torch.ones(1))
 
     def forward(
-        self, x: Tensor, keys: Keys, rows: RowIndex, pool_k: Tensor, pool_v: Tensor, room: Tensor
+        self, x: Tensor, keys: Keys, denoise: Tensor, pool_k: Tensor, pool_v: Tensor, room: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """`x [R, L, D]` after the layer, its fresh K and V, and the largest expert load."""
         h = self.input_layernorm(x)
         project = fused.project if self.fused else Attention.project
         q, k, v = project(self.self_attn, h, keys)
-        attended = self.self_attn(q, k, v, keys, rows, pool_k, pool_v)
+        attended = self.self_attn(q, k, v, keys, pool_k, pool_v)
         x = x + self.post_attention_layernorm(attended)
         mixed, load = self.feed_forward(x, room)
         x = x + self.post_feedforward_layernorm(mixed)
-        scalar = torch.where(
-            rows.denoise[:, None, None], self.layer_scalar, self.encoder_layer_scalar
-        )
+        scalar = torch.where(denoise[:, None, None], self.layer_scalar, self.encoder_layer_scalar)
         return x * scalar, k, v, load
 
     def feed_forward(self, x: Tensor, room: Tensor) -> tuple[Tensor, Tensor]:
@@ -113,13 +111,15 @@ class Network(nn.Module):
         x = torch.where(
             rows.denoise[:, None, None], self.self_conditioning.mix(embedded, soft), embedded
         )
-        sliding = build_keys(self.geometry, False, rows, self.sliding_frequencies)
-        full = build_keys(self.geometry, True, rows, self.full_frequencies)
+        keys: dict[LayerGeometry, Keys] = {}
         fresh: list[Tensor] = []
         loads: list[Tensor] = []
         for i, (layer, geometry) in enumerate(zip(self.layers, self.geometry.layers, strict=True)):
-            keys = full if geometry.is_full else sliding
-            x, k, v, load = layer(x, keys, rows, pools[2 * i], pools[2 * i + 1], room)
+            pool_k, pool_v = pools[2 * i], pools[2 * i + 1]
+            if geometry not in keys:
+                table = self.full_frequencies if geometry.is_full else self.sliding_frequencies
+                keys[geometry] = build_keys(self.geometry, geometry, rows, pool_k.shape[2], table)
+            x, k, v, load = layer(x, keys[geometry], rows.denoise, pool_k, pool_v, room)
             fresh += [k, v]
             loads.append(load)
         return self.norm(x), torch.stack(loads).amax(0), fresh

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dgemma.engine.base import NO_PARTNER, Capacity, Row
-from dgemma.engine.batch import check, context_of
+from dgemma.engine.batch import check
 from dgemma.errors import EngineFailure
 from dgemma.geometry import FULL, SLIDING, Geometry, LayerGeometry, Rope
 from dgemma_build.demo.vocabulary import FIRST_BYTE, VOCAB_SIZE
@@ -102,14 +102,14 @@ class FakeEngine:
 
     def _before(self, rows: Sequence[Row], row: Row) -> tuple[int, ...]:
         """The tokens that stand before a row: its slot's, then its partner's."""
-        context = context_of(rows, row)
+        partner = None if row.partner == NO_PARTNER else rows[row.partner]
+        context = row.start if partner is None else partner.start
         held = self.contents[row.slot]
         # A slot that begins again at 0 forgets its last request.
         if context > len(held) or (0 < context < len(held)):
             raise EngineFailure(f"slot {row.slot} holds {len(held)} tokens, a row reads {context}")
         before = held[:context]
-        if row.partner != NO_PARTNER:
-            partner = rows[row.partner]
+        if partner is not None:
             before = before + partner.ids[: partner.valid].tolist()
         if len(before) != row.start:
             raise EngineFailure(f"a row starts at {row.start}, {len(before)} tokens before it")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from dgemma.engine.base import NO_PARTNER, Capacity, Row
+from dgemma.engine.base import Capacity, Row
 from dgemma.engine.batch import (
-    CONTEXT_STEP,
+    KEY_STEP,
     PassShape,
     allocate,
     check,
@@ -102,28 +102,48 @@ def test_rows_become_columns_of_integers() -> None:
     assert got["start"].tolist() == [8, 30]
     assert got["valid"].tolist() == [L, L]
     assert got["slot"].tolist() == [2, 0]
-    assert got["partner"].tolist() == [NO_PARTNER] * 2
+    assert got["pair_from"].tolist() == got["pair_to"].tolist() == []
 
 
-def test_a_row_reads_the_context_before_its_partner() -> None:
-    assert [context_of(FUSED, each) for each in FUSED] == [16, 16]
-    assert arrays(*FUSED)["context"].tolist() == [16, 16]
-    assert arrays(row(24))["context"].tolist() == [24]
-
-
-def test_partners_cost_keys_only_where_there_are_any() -> None:
-    assert arrays(*FUSED)["partner_index"].tolist() == list(range(L))
-    assert arrays(row(), row(8, denoise=True))["partner_index"].tolist() == []
+def test_pairs_are_named_by_both_their_rows() -> None:
+    other = (row(0, slot=0, valid=3), row(3, slot=0, denoise=True, partner=0))
+    mixed = (other[0], row(9, slot=2), FUSED[0], other[1], FUSED[1]._replace(partner=2))
+    got = arrays(*mixed, capacity=Capacity(3, 400, 5))
+    assert got["pair_from"].tolist() == [0, 2]
+    assert got["pair_to"].tolist() == [3, 4]
 
 
 @pytest.mark.parametrize(
-    ("longest", "read"),
-    [(0, 128), (1, 128), (128, 128), (129, 256), (256, 256), (257, 384), (385, 400)],
+    ("longest", "keys"),
+    [
+        (0, 64),
+        (1, 64),
+        (56, 64),
+        (57, 128),
+        (120, 128),
+        (121, 192),
+        (312, 320),
+        (313, 384),
+        (377, 408),
+        (400, 408),
+    ],
 )
-def test_context_is_read_in_steps_and_never_beyond_the_capacity(longest: int, read: int) -> None:
-    assert CONTEXT_STEP == 128
+def test_keys_come_in_steps_and_never_beyond_the_capacity(longest: int, keys: int) -> None:
+    assert KEY_STEP == 64
     got = arrays(row(3, denoise=True), row(longest, denoise=True))["context_index"]
-    assert got.tolist() == list(range(max(read, 128)))
+    assert got.tolist() == list(range(keys - L))
+
+
+@pytest.mark.parametrize(("longest", "read"), [(0, 6), (5, 6), (6, 6), (300, 6)])
+def test_a_ring_is_never_read_beyond_the_window(longest: int, read: int) -> None:
+    assert arrays(row(longest))["ring_index"].tolist() == list(range(read))
+
+
+def test_rows_as_long_as_a_step_have_a_context_too() -> None:
+    """What has no length is nothing that every runtime can bind."""
+    assert context_of(length=KEY_STEP, longest=0, most=400) == KEY_STEP
+    assert context_of(length=KEY_STEP, longest=1, most=400) == KEY_STEP
+    assert context_of(length=2 * KEY_STEP, longest=2 * KEY_STEP, most=100) == 100
 
 
 def test_a_pool_shorter_than_a_step_is_read_whole() -> None:
