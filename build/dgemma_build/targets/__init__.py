@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from dgemma.errors import ConfigurationError
 
@@ -119,7 +120,7 @@ def _read(path: Path) -> Target:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "entry"
-        raise ConfigurationError(f"{path}: {place}: {_reason(first['type'], first)}") from None
+        raise ConfigurationError(f"{path}: {place}: {_reason(first)}") from None
 
 
 def _tuples(value: object) -> object:
@@ -129,11 +130,11 @@ def _tuples(value: object) -> object:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _reason(kind: str, error: object) -> str:
-    """pydantic's sentence, with what was found and, of unknown fields, what to do."""
-    assert isinstance(error, dict)
-    if kind == "extra_forbidden":
+def _reason(error: ErrorDetails) -> str:
+    """pydantic's sentence with what was found, where that helps."""
+    if error["type"] == "extra_forbidden":
         return "no such field; check its spelling"
-    if kind == "missing":
+    if error["type"] == "missing":
         return "is missing"
-    return f"{error['msg']}, got {error['input']!r}" if kind != "value_error" else str(error["msg"])
+    found = "" if error["type"] == "value_error" else f", got {error['input']!r}"
+    return error["msg"] + found
