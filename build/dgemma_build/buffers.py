@@ -4,7 +4,9 @@ Knows what the graph, the tail and the runtime hold, and when; knows neither GPU
 What lives only in one part of a layer shares its memory with the other parts: of these the largest
 counts. Where a compiler decides, this follows what tensorrt-rtx 1.7 reports while it builds
 ("Max Scratch Memory"): sliding attention is fused, attention with heads above 256 is not and holds
-fp32 scores, probabilities and a copy of K or V for every query head.
+fp32 scores, probabilities and a copy of K or V for every query head; a weight that is not fp8 is
+dequantised whole. One bank at a time is what it plans where a weight's scale is made to depend on
+its layer's input; left free, it plans the copies of all layers side by side, 1.5 to 3 GB for each.
 Shapes: R rows, L canvas length, T tokens of a pass, D hidden size, H query heads, G K/V heads,
 d head size, S keys of a row, W window, N context, E experts, k experts per token, C capacity,
 I expert width.
@@ -118,9 +120,7 @@ def _keys(model: Model, e: Envelope, layer: LayerGeometry) -> int:
     return context + 2 * model.geometry.canvas_length
 
 
-def _attention(
-    model: Model, e: Envelope, layer: LayerGeometry, on_gpu: bool
-) -> Iterator[Buffer]:
+def _attention(model: Model, e: Envelope, layer: LayerGeometry, on_gpu: bool) -> Iterator[Buffer]:
     g, width, phase = model.geometry, model.activation_bytes, layer.layer_type
     tokens, keys = e.rows * g.canvas_length, _keys(model, e, layer)
     heads, groups = g.num_attention_heads, layer.num_key_value_heads

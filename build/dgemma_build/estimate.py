@@ -117,9 +117,7 @@ def estimates(
 def this_host() -> Gpu:
     """The machine itself as the device of target `cpu`; an eighth is left to everything else."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Gpu(
-        name="this machine", memory_bytes=memory, unified=True, head_room_bytes=memory // 8
-    )
+    return Gpu(name="this machine", memory_bytes=memory, unified=True, head_room_bytes=memory // 8)
 
 
 def estimate(target: Target, gpu: Gpu, precision: str, question: Question) -> Estimate:
@@ -198,6 +196,10 @@ class ConsumerBar:
 
     used_bytes: int
     limit_bytes: int
+    capacity: int  # tokens of a pass that one expert may get, as counted
+    tokens: int  # of a pass
+    even: int  # tokens of an expert where the load is even
+    largest_capacity: int  # up to which the footprint would be under the limit
 
     @property
     def margin_bytes(self) -> int:
@@ -211,8 +213,21 @@ class ConsumerBar:
 
 def consumer_bar(geometry: Geometry, capacity: int | None = None) -> ConsumerBar:
     """One slot of 8192 tokens; `capacity` as in `Envelope`."""
-    envelope = Envelope.of_slots(1, CONTEXT, capacity)
-    return ConsumerBar(total(buffers(Model.of(geometry, "int4"), envelope)), CONSUMER_BAR)
+    model = Model.of(geometry, "int4")
+
+    def used(room: int) -> int:
+        return total(buffers(model, Envelope.of_slots(1, CONTEXT, room)))
+
+    tokens = Envelope.of_slots(1, CONTEXT).rows * geometry.canvas_length
+    room = tokens if capacity is None else min(capacity, tokens)
+    return ConsumerBar(
+        used(room),
+        CONSUMER_BAR,
+        room,
+        tokens,
+        even=-(-tokens * geometry.top_k_experts // geometry.num_experts),
+        largest_capacity=_largest(tokens, lambda n: used(n) <= CONSUMER_BAR),
+    )
 
 
 def _doubling(counts: range) -> Iterator[int]:

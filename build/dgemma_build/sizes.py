@@ -28,7 +28,11 @@ class Model:
 
     @classmethod
     def of(
-        cls, geometry: Geometry, precision: str, policy: str | None = None, flavour: str = "tensorrt"
+        cls,
+        geometry: Geometry,
+        precision: str,
+        policy: str | None = None,
+        flavour: str = "tensorrt",
     ) -> Model:
         """As an engine of `flavour` holds it; onnxruntime multiplies no BF16 on a host.
 
@@ -52,7 +56,7 @@ class Model:
     def weight_bytes(self) -> int:
         return sum(self.tensor_bytes.values())
 
-    @property
+    @cached_property
     def weight_parts(self) -> dict[str, int]:
         """The same by part of the network."""
         parts = dict.fromkeys(("experts", "attention", "dense MLPs", "embedding", "other"), 0)
@@ -69,15 +73,13 @@ class Model:
     @cached_property
     def largest_dequantized_bytes(self) -> int:
         """The largest weight that is multiplied only once it is as wide as an activation."""
-        return self.activation_bytes * max(
-            (
-                math.prod(shape)
-                for name, shape in self.shapes.items()
-                # fp8 meets activations in fp8, so that its products take it as it is stored.
-                if (format := self.policy.format_of(name)).is_quantized and format.name != "fp8"
-            ),
-            default=0,
-        )
+        sizes = (math.prod(shape) for name, shape in self.shapes.items() if self._widens(name))
+        return self.activation_bytes * max(sizes, default=0)
+
+    def _widens(self, name: str) -> bool:
+        """On GPUs fp8 meets activations in fp8, and its products take it as it is stored."""
+        format = self.policy.format_of(name)
+        return format.is_quantized and (format.name != "fp8" or self.activation_bytes > 2)
 
 
 @lru_cache(8)
