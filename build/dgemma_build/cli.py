@@ -13,12 +13,14 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from dgemma.errors import DgemmaError
+from dgemma_build import cli_targets
 from dgemma_build.engine import build_engine, build_from_store
 from dgemma_build.quantize.command import quantize
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(quantize)
 console = Console(stderr=True)
+cli_targets.register(app)
 
 
 @app.callback()

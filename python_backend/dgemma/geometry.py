@@ -222,7 +222,9 @@ class _Reader:
         }
         overrides = self.table("per_layer_config")
         if overrides is not None:
-            place = f"per_layer_config.{index if str(index) in overrides else kind}"
+            # HF pads the numbers of more than ten layers: "05".
+            keys = (key for key in overrides if key.isdecimal() and int(key) == index)
+            place = f"per_layer_config.{next(keys, kind)}"
             override = self.table(place, overrides) or {}
             values |= {key: self.integer(key, source=override) for key in values if key in override}
         elif kind == FULL:

@@ -5,7 +5,6 @@ Knows the schema, hashes, and where each tensor's bytes stand; reads no weights.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
-from dgemma.manifest import FileRecord, sha256
+from dgemma.manifest import FileRecord, seal, sha256
 from dgemma.precision import BLOCK_SCALE, ROW_SCALE, Policy, TensorSpec
 
 SCHEMA_VERSION = 1
@@ -78,7 +77,7 @@ class StoreManifest:
             "geometry": self.geometry.to_dict(),
         }
         temporary = directory / (FILE_NAME + ".partial")
-        temporary.write_text(json.dumps(data | {"seal": _seal(data)}, indent=1) + "\n")
+        temporary.write_text(json.dumps(data | {"seal": seal(data)}, indent=1) + "\n")
         temporary.rename(directory / FILE_NAME)
 
     @classmethod
@@ -98,7 +97,7 @@ class StoreManifest:
                     f"{path}: schema version {version}, this software reads {SCHEMA_VERSION}; "
                     f"{REWRITE}"
                 )
-            if data.pop("seal") != _seal(data):
+            if data.pop("seal") != seal(data):
                 raise ConfigurationError(f"{path}: its content has changed; {REWRITE}")
             manifest = cls(**_parsed(data))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -171,8 +170,3 @@ def _parsed(data: dict[str, Any]) -> dict[str, Any]:
         "files": {name: FileRecord(**record) for name, record in data["files"].items()},
         "sources": {name: SourceRecord(**record) for name, record in data["sources"].items()},
     }
-
-
-def _seal(data: Mapping[str, Any]) -> str:
-    """A digest of the manifest itself: a bit that flips in it is found as one in a shard is."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

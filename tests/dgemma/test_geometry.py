@@ -103,6 +103,18 @@ def test_layers_may_be_sized_one_by_one(
     assert [(x.head_dim, x.num_key_value_heads) for x in geometry.layers] == layers
 
 
+def test_layers_are_known_by_padded_numbers_too(tmp_path: Path) -> None:
+    """As HF writes them where there are more than ten."""
+    geometry = read(
+        tmp_path,
+        num_hidden_layers=12,
+        layer_types=[SLIDING] * 11 + [FULL],
+        per_layer_config={"05": {"head_dim": 16}, "11": {"num_key_value_heads": 1}},
+    )
+    sizes = [(x.head_dim, x.num_key_value_heads) for x in geometry.layers]
+    assert sizes == [(32, 4)] * 5 + [(16, 4)] + [(32, 4)] * 5 + [(32, 1)]
+
+
 def test_each_kind_of_layer_has_its_rope(tmp_path: Path) -> None:
     ropes = {
         SLIDING: {"rope_type": "default", "rope_theta": 500.0},

@@ -1,0 +1,255 @@
+"""What a GPU can hold of a model and how fast it can be at most.
+
+Knows memory envelopes, bandwidth floors and how to hold a published figure against one; knows
+neither the buffers' formulas nor how any of it is shown.
+A floor is bytes / bandwidth: what no software can beat, and no forecast. Arithmetic is not in it:
+with more and more canvases in a pass that takes over.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from dgemma.errors import ConfigurationError
+from dgemma.geometry import Geometry
+from dgemma_build.buffers import Buffer, Envelope, buffers, total
+from dgemma_build.sizes import Model, PassBytes, pass_bytes
+from dgemma_build.targets import Gpu, Published, Target
+
+STEPS = (16, 20, 34, 48)
+# The fewest steps of any published figure: assumed where a source is silent, so that the share of
+# the floor that such a figure reached is at least what is said here.
+UNSTATED_STEPS = 16
+CONTEXT = 8192
+# "18 GB" is what is published as the model's footprint on consumer cards; GB as disks count them.
+CONSUMER_BAR = 18_000_000_000
+
+STEP = 128  # tokens of context, in which the longest that fits is looked for
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked about every GPU."""
+
+    geometry: Geometry
+    context: int = CONTEXT
+    rows: int | None = None  # of a pass; None: two, those of one slot
+    steps: tuple[int, ...] = STEPS
+    policy: str | None = None
+    capacity: int | None = None
+
+    def __post_init__(self) -> None:
+        limit = self.geometry.max_position_embeddings
+        if not 0 < self.context <= limit:
+            raise ConfigurationError(
+                f"context: got {self.context}; allowed: 1 to {limit}, the model's own limit"
+            )
+        if not self.steps or min(self.steps) < 1:
+            raise ConfigurationError(f"steps: got {list(self.steps)}; allowed: numbers from 1 on")
+        for name, value in (("rows", self.rows), ("capacity", self.capacity)):
+            if value is not None and value < 1:
+                raise ConfigurationError(f"{name}: got {value}; allowed: numbers from 1 on")
+
+    @property
+    def envelope(self) -> Envelope:
+        rows = self.rows or 2
+        return Envelope(max(1, rows // 2), rows, self.context, self.capacity)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A published figure as a share of the speed that its GPU's bandwidth allows."""
+
+    published: Published
+    steps: int
+    ms_per_pass: float
+    fraction_of_floor: float
+    exact: bool  # False: the source leaves the steps or the precision open
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One GPU with one precision."""
+
+    target: Target
+    gpu: Gpu
+    precision: str
+    envelope: Envelope
+    buffers: list[Buffer]
+    used_bytes: int
+    slots: int  # the most that fit at this context; 0: not even one
+    supported: list[tuple[int, int]]  # rows x context
+    moved: PassBytes
+    floor_ms: float | None  # None: the bandwidth is not known
+    gather_ms: float | None  # on top, while contexts are copied out of the pools
+    tokens_per_s: dict[int, float]  # by denoise steps per canvas
+    comparisons: list[Comparison]
+
+    @property
+    def fits(self) -> bool:
+        return self.used_bytes <= self.gpu.usable_bytes
+
+
+def estimates(
+    targets: Sequence[Target], question: Question, precision: str | None = None
+) -> list[Estimate]:
+    """Every GPU of `targets` with every precision it serves, or with one.
+
+    Raises ConfigurationError where no target serves the precision.
+    """
+    wanted = [
+        (target, name)
+        for target in targets
+        for name in target.precisions
+        if precision in (None, name)
+    ]
+    if not wanted:
+        served = "; ".join(f"{t.name} serves {', '.join(t.precisions)}" for t in targets)
+        raise ConfigurationError(f"precision {precision!r} is not served: {served}")
+    return [
+        estimate(target, gpu, name, question)
+        for target, name in wanted
+        for gpu in target.gpus or (this_host(),)
+    ]
+
+
+def this_host() -> Gpu:
+    """The machine itself as the device of target `cpu`; an eighth is left to everything else."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Gpu(name="this machine", memory_bytes=memory, unified=True, head_room_bytes=memory // 8)
+
+
+def estimate(target: Target, gpu: Gpu, precision: str, question: Question) -> Estimate:
+    """What `gpu` can hold and how fast it can be at most, as an engine of `target`."""
+    model = Model.of(question.geometry, precision, question.policy, target.flavour)
+    on_gpu = target.flavour != "onnxruntime"
+
+    def fits(envelope: Envelope) -> bool:
+        return total(buffers(model, envelope, on_gpu)) <= gpu.usable_bytes
+
+    def of(slots: int, context: int) -> Envelope:
+        return Envelope.of_slots(slots, context, question.capacity)
+
+    most = range(1, target.max_rows // 2 + 1)
+    longest = min(target.max_context, question.geometry.max_position_embeddings)
+
+    def context_of(slots: int) -> int:
+        steps = _largest(longest // STEP, lambda n: fits(of(slots, n * STEP)))
+        return steps * STEP
+
+    supported = [(2 * n, context) for n in _doubling(most) if (context := context_of(n))]
+    held = buffers(model, question.envelope, on_gpu)
+    moved = pass_bytes(model, question.envelope.slots, question.context)
+    floor = floor_ms(moved, gpu)
+    return Estimate(
+        target,
+        gpu,
+        precision,
+        question.envelope,
+        held,
+        total(held),
+        _largest(most[-1], lambda n: fits(of(n, question.context))),
+        _widest(supported),
+        moved,
+        floor,
+        None if floor is None else floor * moved.gather / moved.floor,
+        {} if floor is None else {n: speed(question, floor, n) for n in question.steps},
+        [
+            compare(model, gpu, published)
+            for published in gpu.published
+            if published.precision == precision
+        ],
+    )
+
+
+def floor_ms(moved: PassBytes, gpu: Gpu) -> float | None:
+    """Bytes / bandwidth; None where the bandwidth is not known."""
+    bandwidth = gpu.bandwidth_bytes_per_s
+    return None if bandwidth is None else 1e3 * moved.floor / bandwidth
+
+
+def speed(question: Question, ms: float, steps: int) -> float:
+    """Tokens per second of all slots, with passes of `ms`.
+
+    A canvas costs as many passes as it has denoise steps: its commit shares a pass with the first
+    step of the canvas after it.
+    """
+    return 1e3 * question.envelope.slots * question.geometry.canvas_length / (steps * ms)
+
+
+def compare(model: Model, gpu: Gpu, published: Published) -> Comparison:
+    """At the floor of empty contexts; other software pays a pass of its own for the commit."""
+    steps = published.steps or UNSTATED_STEPS
+    tokens = published.requests * model.geometry.canvas_length
+    ms = 1e3 * tokens / published.tokens_per_s / (steps + 1)
+    floor = floor_ms(pass_bytes(model, published.requests, 0), gpu)
+    if floor is None:
+        raise ConfigurationError(f"{gpu.name}: a published speed needs bandwidth_bytes_per_s")
+    exact = published.steps is not None and published.precision_stated
+    return Comparison(published, steps, ms, floor / ms, exact)
+
+
+@dataclass(frozen=True)
+class ConsumerBar:
+    """Whether int4 with one slot stays under the published footprint for consumer cards."""
+
+    used_bytes: int
+    limit_bytes: int
+    capacity: int  # tokens of a pass that one expert may get, as counted
+    tokens: int  # of a pass
+    even: int  # tokens of an expert where the load is even
+    largest_capacity: int  # up to which the footprint would be under the limit
+
+    @property
+    def margin_bytes(self) -> int:
+        """What is left; negative: what is missing."""
+        return self.limit_bytes - self.used_bytes
+
+    @property
+    def holds(self) -> bool:
+        return self.margin_bytes >= 0
+
+
+def consumer_bar(geometry: Geometry, capacity: int | None = None) -> ConsumerBar:
+    """One slot of 8192 tokens; `capacity` as in `Envelope`."""
+    model = Model.of(geometry, "int4")
+
+    def used(room: int) -> int:
+        return total(buffers(model, Envelope.of_slots(1, CONTEXT, room)))
+
+    tokens = Envelope.of_slots(1, CONTEXT).rows * geometry.canvas_length
+    room = tokens if capacity is None else min(capacity, tokens)
+    return ConsumerBar(
+        used(room),
+        CONSUMER_BAR,
+        room,
+        tokens,
+        even=-(-tokens * geometry.top_k_experts // geometry.num_experts),
+        largest_capacity=_largest(tokens, lambda n: used(n) <= CONSUMER_BAR),
+    )
+
+
+def _doubling(counts: range) -> Iterator[int]:
+    """1, 2, 4, … and the last."""
+    count = 1
+    while count < counts[-1]:
+        yield count
+        count *= 2
+    yield counts[-1]
+
+
+def _largest(limit: int, fits: Callable[[int], bool]) -> int:
+    """The largest n from 0 to `limit` that fits, where less always fits if more does."""
+    low, high = 0, limit
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def _widest(supported: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Of equal contexts only the one with the most rows."""
+    widest = {context: rows for rows, context in supported}  # the last, with most rows, is kept
+    return [(rows, context) for context, rows in widest.items()]

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dgemma.engine.batch import PassShape, allocate
+from dgemma.engine.kv_pool import KVPool
+from dgemma.geometry import FULL, SLIDING, Geometry
+from dgemma_build.buffers import CUDA_CONTEXT, Buffer, Envelope, buffers, total
+from dgemma_build.geometries import DEFAULT, named_geometry
+from dgemma_build.sizes import Model
+
+PUBLISHED = named_geometry(DEFAULT)
+INT4, FP8 = Model.of(PUBLISHED, "int4"), Model.of(PUBLISHED, "fp8")
+
+
+def size(found: Iterable[Buffer], *words: str) -> int:
+    """Of all buffers whose names have one of these in them; at least one has."""
+    sizes = [b.bytes for b in found if any(word in b.name for word in words)]
+    assert sizes, words
+    return sum(sizes)
+
+
+def test_what_stays_counts_and_of_the_phases_the_largest() -> None:
+    found = [Buffer("a", 1), Buffer("b", 10, "x"), Buffer("c", 20, "x"), Buffer("d", 25, "y")]
+    assert total(found) == 31
+    assert total([Buffer("a", 1)]) == 1
+
+
+def test_names_are_unique() -> None:
+    names = [b.name for b in buffers(INT4, Envelope.of_slots(4, 8192))]
+    assert len(names) == len(set(names))
+
+
+def test_a_slot_has_two_rows() -> None:
+    assert Envelope.of_slots(3, 512) == Envelope(slots=3, rows=6, context=512)
+
+
+def test_weights_are_there_once() -> None:
+    for model in (INT4, FP8):
+        found = buffers(model, Envelope.of_slots(8, 8192))
+        assert size(found, "weights: ") == model.weight_bytes
+
+
+# What tensorrt-rtx 1.7.1.116 said it would take ("Max Scratch Memory") for parts of the graph at
+# the published sizes, compiled for sm120.
+
+
+@pytest.mark.parametrize(
+    ("rows", "context", "reported"),
+    [(2, 8192, 721_223_680), (4, 8192, 1_434_255_360), (2, 32768, 2_734_489_600)],
+)
+def test_attention_of_wide_heads_takes_what_the_compiler_reports(
+    rows: int, context: int, reported: int
+) -> None:
+    found = buffers(INT4, Envelope(1, rows, context))
+    wide = [b for b in found if b.phase == FULL]
+    counted = size(wide, "scores", "probabilities", "every query head")
+    assert counted == pytest.approx(reported, rel=0.015)
+
+
+def test_attention_of_narrow_heads_is_fused() -> None:
+    sliding = [b for b in buffers(INT4, Envelope(1, 2, 8192)) if b.phase == SLIDING]
+    assert sliding
+    assert not [b for b in sliding if "scores" in b.name or "query head" in b.name]
+
+
+@pytest.mark.parametrize(("model", "reported"), [(INT4, 1_095_761_920), (FP8, 54_329_344)])
+def test_experts_take_no_less_than_the_compiler_reports(model: Model, reported: int) -> None:
+    found = buffers(model, Envelope(1, 2, 8192, capacity=64))
+    counted = size(found, "E x C", "in fp8" if model is FP8 else "one bank")
+    assert reported <= counted <= reported + 110_000_000
+
+
+def test_scores_of_sixteen_rows() -> None:
+    found = buffers(INT4, Envelope(8, 16, 8192 - 512))
+    assert size(found, "scores in fp32") / 1e9 == pytest.approx(2.1, abs=0.05)
+
+
+# What the engine on the host really allocates
+
+
+def test_the_hosts_arrays_are_counted(demo_checkpoint: Path) -> None:
+    geometry = Geometry.from_checkpoint(demo_checkpoint)
+    envelope = Envelope(slots=3, rows=6, context=512)
+    found = buffers(Model.of(geometry, "fp32"), envelope, on_gpu=False)
+    pool = KVPool(geometry, envelope.slots, envelope.context)
+    assert size(found, "KV pools") == pool.nbytes
+    shape = PassShape(envelope.rows, envelope.context, geometry.canvas_length, True)
+    arrays = allocate(shape, geometry)
+    given = sum(array.nbytes for array in arrays.values())
+    hidden = arrays["soft"].nbytes
+    # But for a few numbers a row, which no table would show.
+    assert size(found, "inputs and outputs") == pytest.approx(given + hidden, rel=0.02)
+    heads = [(layer.num_key_value_heads, layer.head_dim) for layer in geometry.layers]
+    fresh = sum(2 * 4 * envelope.rows * g * geometry.canvas_length * d for g, d in heads)
+    assert size(found, "fresh") == fresh
+
+
+def test_only_a_gpu_has_a_context_of_cuda() -> None:
+    envelope = Envelope.of_slots(1, 8192)
+    gpu = buffers(INT4, envelope)
+    assert size(gpu, "CUDA context") == CUDA_CONTEXT
+    host = buffers(Model.of(PUBLISHED, "int4", flavour="onnxruntime"), envelope, on_gpu=False)
+    assert not [b for b in host if "allowance" in b.name]
+    # Nor fused kernels.
+    assert [b for b in host if b.phase == SLIDING and "scores" in b.name]
+
+
+# How it grows
+
+
+@pytest.mark.parametrize("change", [{"slots": 2}, {"rows": 4}, {"context": 16384}])
+def test_more_of_anything_takes_more(change: dict[str, int]) -> None:
+    envelope = Envelope(1, 2, 8192)
+    assert total(buffers(INT4, replace(envelope, **change))) > total(buffers(INT4, envelope))
+
+
+def test_an_expert_gets_no_more_than_all_tokens_of_a_pass() -> None:
+    def places(capacity: int | None) -> int:
+        return size(buffers(INT4, Envelope(1, 2, 8192, capacity)), "E x C")
+
+    assert places(None) == places(512) == places(10_000) == 8 * places(64)
+
+
+def test_contexts_are_read_in_steps() -> None:
+    def gathered(context: int) -> int:
+        found = [b for b in buffers(INT4, Envelope(1, 2, context)) if b.phase == FULL]
+        return size(found, "gathered")
+
+    assert gathered(8065) == gathered(8192) < gathered(8193)
+
+
+def test_the_tail_holds_a_tile_and_never_all_logits() -> None:
+    tail = size(buffers(INT4, Envelope.of_slots(1, 8192)), "tail: ")
+    assert tail < 256 * 262144 * 4 / 3
