@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import inspect
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,18 +15,12 @@ from pathlib import Path
 import onnx
 import torch
 
-import dgemma.engine.graph
-import dgemma.model.attention
-import dgemma.model.experts
-import dgemma.model.fused
-import dgemma.model.layers
-import dgemma.model.network
-import dgemma_build.emit
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
 from dgemma.manifest import FILE_NAME, FileRecord, Manifest, sha256
 from dgemma.model.checkpoint import Checkpoint, load_tensors, parameter_shapes
 from dgemma_build.cpu import attach_weights
+from dgemma_build.definition import definition_digest
 from dgemma_build.emit import emit
 from dgemma_build.store import write_store
 
@@ -36,15 +29,6 @@ GRAPH, WEIGHTS = "graph.onnx", "weights.safetensors"
 # token, and so small a network is bound by the number of its operations.
 FEW_EXPERTS = 8
 SUPPORTED = {"cpu": {"fp32": torch.float32}}
-_DEFINITION = (
-    dgemma.engine.graph,
-    dgemma.model.attention,
-    dgemma.model.experts,
-    dgemma.model.fused,
-    dgemma.model.layers,
-    dgemma.model.network,
-    dgemma_build.emit,
-)
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 
@@ -124,8 +108,7 @@ def _source_digest(checkpoint: Checkpoint) -> str:
     files = {checkpoint.directory / "config.json", *checkpoint.files.values()}
     for path in sorted(files):
         digest.update(f"{path.name} {sha256(path)}\n".encode())
-    for module in _DEFINITION:
-        digest.update(inspect.getsource(module).encode())
+    digest.update(definition_digest().encode())
     return digest.hexdigest()
 
 

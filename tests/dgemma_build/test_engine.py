@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import dgemma_build.definition
 import dgemma_build.engine
 from dgemma.engine.base import Capacity, Row
 from dgemma.engine.onnx_engine import OnnxEngine
@@ -168,7 +169,7 @@ def test_another_definition_of_the_network_is_another_engine(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build(checkpoint, tmp_path / "engine")
-    monkeypatch.setattr(dgemma_build.engine, "_DEFINITION", (dgemma_build.engine,))
+    monkeypatch.setattr(dgemma_build.definition, "MODULES", (dgemma_build.engine,))
     assert not build(checkpoint, tmp_path / "engine").up_to_date
 
 
