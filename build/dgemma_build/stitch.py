@@ -149,7 +149,7 @@ def _axes(value: ValueInfoProto) -> list[str]:
 
 
 def _copy(node: NodeProto, name: str, inputs: Iterable[str], outputs: Iterable[str]) -> NodeProto:
-    """`node` under new names, without the exporter's remarks on where in the source it came from."""
+    """`node` under new names, without the exporter's remarks on the source that it came from."""
     new = NodeProto()
     new.CopyFrom(node)
     new.ClearField("metadata_props")
