@@ -21,6 +21,7 @@ from dgemma.engine.graph import ROW_INPUTS, fresh_names, pool_names
 from dgemma.geometry import Geometry
 from dgemma.model.attention import RowIndex
 from dgemma.model.network import Network
+from dgemma_build.stitch import pattern, stitch
 
 OPSET = 23  # the first with RMSNormalization
 
@@ -57,9 +58,18 @@ def emit(
 ) -> onnx.ModelProto:
     """The graph of one pass; weights are inputs named as `Network`'s parameters.
 
-    Inputs and outputs are listed in `dgemma.engine.graph`. Takes seconds for small geometries and
-    about a minute for 30 layers, and no memory for weights.
+    Inputs and outputs are listed in `dgemma.engine.graph`. Takes no memory for weights, and some
+    seconds for each layer that is exported: of networks with more than two layers of a kind only
+    the `pattern` is, and the graph of all layers is stitched from it.
     """
+    few = pattern(geometry)
+    if len(few.layers) == len(geometry.layers):
+        return export(geometry, dtype, fused)
+    return stitch(export(few, dtype, fused), geometry)
+
+
+def export(geometry: Geometry, dtype: torch.dtype, fused: bool) -> onnx.ModelProto:
+    """What `emit` gives, with every layer traced; the time grows faster than their number."""
     with torch.device("meta"):
         network = Network(geometry, fused).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):

@@ -13,37 +13,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import dgemma.engine.graph
-import dgemma.model.attention
-import dgemma.model.experts
-import dgemma.model.fused
-import dgemma.model.layers
-import dgemma.model.network
-import dgemma_build.cpu
-import dgemma_build.emit
-import dgemma_build.precision_pass
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
 from dgemma.manifest import FILE_NAME, FileRecord, Manifest
 from dgemma.model.checkpoint import Checkpoint
 from dgemma.precision import Policy, policy_of
 from dgemma.weight_store import WeightStore
-from dgemma_build import cpu
+from dgemma_build import cpu, precision_pass
+from dgemma_build.definition import definition_digest
 from dgemma_build.parts import Parts, Progress
 from dgemma_build.quantize.run import quantize_checkpoint
+from dgemma_build.targets import load_targets, select
 
-SUPPORTED = {"cpu": ("fp32", "fp8", "int4", "nvfp4")}
-_DEFINITION = (
-    dgemma.engine.graph,
-    dgemma.model.attention,
-    dgemma.model.experts,
-    dgemma.model.fused,
-    dgemma.model.layers,
-    dgemma.model.network,
-    dgemma_build.cpu,
-    dgemma_build.emit,
-    dgemma_build.precision_pass,
-)
+# What decides a quantised cpu engine besides the network's definition.
+_BUILDERS = (cpu, precision_pass)
 
 
 @dataclass(frozen=True)
@@ -116,20 +99,23 @@ def build_from_store(
 
 
 def _check_supported(target: str, precision: str) -> None:
-    if target not in SUPPORTED:
-        known = ", ".join(SUPPORTED)
-        raise ConfigurationError(f"target {target!r} cannot be built; known: {known}")
-    if precision not in SUPPORTED[target]:
-        known = ", ".join(SUPPORTED[target])
+    found = select(load_targets(), target)
+    if precision not in found.precisions:
+        known = ", ".join(found.precisions)
         raise ConfigurationError(
             f"precision {precision!r} is not built for {target}; known: {known}"
+        )
+    if found.flavour != "onnxruntime":
+        raise ConfigurationError(
+            f"target {target!r} is compiled by {found.flavour}, and only targets of onnxruntime "
+            "can be built by this version: cpu"
         )
 
 
 def _digest(weights: str) -> str:
-    """Changes with the weights' own digest and with the network's definition."""
-    digest = hashlib.sha256(weights.encode())
-    for module in _DEFINITION:
+    """Changes with the weights' own digest and with what makes an engine of them."""
+    digest = hashlib.sha256((weights + definition_digest()).encode())
+    for module in _BUILDERS:
         digest.update(inspect.getsource(module).encode())
     return digest.hexdigest()
 

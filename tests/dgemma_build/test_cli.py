@@ -30,7 +30,7 @@ def test_an_engine_that_is_up_to_date_is_said_to_be(
 @pytest.mark.parametrize(
     ("option", "value", "message"),
     [
-        ("--target", "sm999", "target 'sm999' cannot be built; known: cpu"),
+        ("--target", "sm999", "target 'sm999' is not known; known: cpu"),
         ("--precision", "fp7", "precision 'fp7' is not built for cpu; known: fp32, fp8"),
     ],
 )

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import dgemma_build.cpu
+import dgemma_build.definition
 import dgemma_build.engine
 from dgemma.engine.base import Capacity, Row
 from dgemma.engine.onnx_engine import OnnxEngine
@@ -169,7 +170,7 @@ def test_another_definition_of_the_network_is_another_engine(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     build(checkpoint, tmp_path / "engine")
-    monkeypatch.setattr(dgemma_build.engine, "_DEFINITION", (dgemma_build.engine,))
+    monkeypatch.setattr(dgemma_build.definition, "MODULES", (dgemma_build.engine,))
     assert not build(checkpoint, tmp_path / "engine").up_to_date
 
 
@@ -235,8 +236,10 @@ def test_what_a_killed_build_left_is_cleared_away(checkpoint: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("target", "precision", "message"),
     [
-        ("tpu", "fp32", "target 'tpu' cannot be built; known: cpu"),
+        ("tpu", "fp32", "target 'tpu' is not known; known: cpu, sm80"),
         ("", "fp32", "known: cpu"),
+        ("sm121", "fp32", "precision 'fp32' is not built for sm121; known: bf16"),
+        ("sm121", "fp8", "compiled by tensorrt_rtx, and only targets of onnxruntime"),
         ("cpu", "int3", "precision 'int3' is not built for cpu; known: fp32, fp8, int4, nvfp4"),
     ],
 )

@@ -1,0 +1,84 @@
+"""What a stitched graph and a full export are compared by: their operations and their outputs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+import torch
+
+from dgemma.engine.base import Capacity, Row
+from dgemma.engine.batch import to_arrays
+from dgemma.engine.graph import pool_names
+from dgemma.engine.kv_pool import KVPool
+from dgemma.geometry import FULL, SLIDING, Geometry
+from dgemma.model.network import Network
+from dgemma_build.cut import cut
+
+Feeds = dict[str, npt.NDArray[np.generic]]
+
+
+def kinds(letters: str) -> list[str]:
+    """The layer types of a network written as SSF."""
+    return [FULL if letter == "F" else SLIDING for letter in letters]
+
+
+def operations(model: onnx.ModelProto, depth: int) -> list[Counter[str]]:
+    """How often each operation occurs before the layers, in each of them, and after them."""
+    parts = cut(model.graph, depth)
+    return [
+        Counter(node.op_type for node in part)
+        for part in (parts.before, *parts.layers, parts.after)
+    ]
+
+
+def signature(model: onnx.ModelProto) -> list[tuple[str, int, list[int | None]]]:
+    """Name, element type and fixed sizes of every input and output; None where an axis is free."""
+    return [
+        (
+            value.name,
+            value.type.tensor_type.elem_type,
+            [None if a.dim_param else a.dim_value for a in value.type.tensor_type.shape.dim],
+        )
+        for value in (*model.graph.input, *model.graph.output)
+    ]
+
+
+def mixed_pass(geometry: Geometry) -> Feeds:
+    """Prompt chunk, commit with the denoise row behind it, and a first chunk; pools are random."""
+    length, slots, context = geometry.canvas_length, 3, 40
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.randint(geometry.vocab_size, (5, length), generator=generator)
+    soft = torch.randn(length, geometry.hidden_size, generator=generator)
+    rows = [
+        Row(ids[0], 2, 13, 5, False),
+        Row(ids[1], 2, 18, length, True, None, 0),
+        Row(ids[2], 0, 21, length, True, soft),
+        Row(ids[3], 1, 0, length, False),
+    ]
+    pool = KVPool(geometry, slots, context)
+    for array in pool.arrays:
+        array[:] = torch.randn(array.shape, generator=generator).numpy()
+    arrays = to_arrays(rows, geometry, Capacity(slots=slots, context=context, rows=len(rows)))
+    room = np.arange(len(rows) * length)  # no expert overflows
+    return {**arrays, "room": room, **dict(zip(pool_names(geometry), pool.arrays, strict=True))}
+
+
+def outputs(
+    model: onnx.ModelProto, network: Network, feeds: Feeds
+) -> Sequence[npt.NDArray[np.generic]]:
+    """What onnxruntime computes of `feeds` and the network's weights."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    weights = {name: p.detach().numpy() for name, p in network.named_parameters()}
+    known = {value.name for value in session.get_inputs()}
+    every = {**feeds, **weights}
+    result: Sequence[npt.NDArray[np.generic]] = session.run(
+        None, {name: array for name, array in every.items() if name in known}
+    )
+    return result
