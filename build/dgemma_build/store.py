@@ -74,5 +74,7 @@ def layout(specs: Mapping[str, TensorSpec]) -> tuple[dict[str, Place], bytes]:
 
 
 def raw(tensor: Tensor) -> memoryview:
-    """A tensor's bytes, copied only where it is no contiguous memory."""
-    return tensor.contiguous().view(torch.uint8).numpy().reshape(-1).data
+    """A tensor's own bytes; those of a copy where it is no contiguous memory."""
+    # In one dimension of stride 1: one expanded element is contiguous with any strides.
+    line = tensor.contiguous().as_strided((tensor.numel(),), (1,))
+    return line.view(torch.uint8).numpy().data

@@ -100,9 +100,9 @@ class StoreManifest:
             if data.pop("seal") != seal(data):
                 raise ConfigurationError(f"{path}: its content has changed; {REWRITE}")
             manifest = cls(**_parsed(data))
+            manifest._check_places(path)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigurationError(f"{path}: not a store: {error!r}; {REWRITE}") from None
-        manifest._check_places(path)
         return manifest
 
     def _check_places(self, path: Path) -> None:

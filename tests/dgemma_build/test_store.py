@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dgemma_build.store import Place, write_store
+from dgemma_build.store import Place, raw, write_store
 
 TENSORS = {
     "a.weight": torch.arange(12, dtype=torch.float32).view(3, 4),
@@ -62,6 +62,18 @@ def test_tensors_that_are_no_contiguous_memory(tmp_path: Path) -> None:
     turned = torch.arange(12, dtype=torch.float32).view(3, 4).T
     write_store(tmp_path / "store", {"t": (4, 3)}, torch.float32, iter([("t", turned)]))
     assert torch.equal(load_file(tmp_path / "store")["t"], turned)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 2), (0, 4)])
+def test_bytes_of_a_tensor_that_repeats_one_element(shape: tuple[int, ...]) -> None:
+    scale = torch.tensor(2.5).expand(*shape)
+    assert bytes(raw(scale)) == scale.clone().numpy().tobytes()
+
+
+def test_bytes_are_the_tensors_own_where_it_is_contiguous() -> None:
+    tensor = torch.zeros(2, 3)
+    raw(tensor)[3] = 0x3F
+    assert tensor[0, 0] == 0.5
 
 
 def test_each_tensor_is_written_before_the_next_is_asked_for(tmp_path: Path) -> None:

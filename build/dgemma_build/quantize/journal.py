@@ -48,7 +48,8 @@ class Journal:
             journal = cls.beside(out)
             if not journal.key and any(_foreign(directory)):
                 raise ConfigurationError(
-                    f"{directory}: exists and holds no unfinished store; choose another --out"
+                    f"{directory}: exists and holds no unfinished store; "
+                    "remove it or choose another --out"
                 )
             yield journal
         finally:

@@ -15,14 +15,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from dgemma.errors import ConfigurationError
 from dgemma.model.checkpoint import Checkpoint
 from dgemma.precision import DTYPES, TensorSpec
+from dgemma_build.store import raw
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,12 @@ class Reader:
         columns = entry.spec.shape[-1] if entry.spec.shape else 1
         row = columns * DTYPES[entry.spec.dtype][0]  # bytes
         stop = entry.spec.nbytes // row if stop is None else stop
-        data = np.empty((stop - start) * row, np.uint8)
-        self._fill(entry, name, data, entry.offset + start * row)
-        return torch.from_numpy(data).view(entry.spec.torch_dtype).view(-1, columns)
+        data = torch.empty(stop - start, columns, dtype=entry.spec.torch_dtype)
+        self._fill(entry, name, raw(data), entry.offset + start * row)
+        return data
 
-    def _fill(self, entry: Entry, name: str, data: NDArray[np.uint8], offset: int) -> None:
-        view, done = data.data, 0
+    def _fill(self, entry: Entry, name: str, view: memoryview, offset: int) -> None:
+        done = 0
         while done < len(view):
             try:
                 got = os.preadv(self._files[entry.path], [view[done:]], offset + done)
