@@ -1,4 +1,4 @@
-# `make demo`, `make serve`, `make test`, `make bench`, `make accept-1`: each sets up what it needs in .venv.
+# `make demo`, `make serve`, `make test`, `make bench`, `make accept-N`: each sets up what it needs in .venv.
 
 .ONESHELL:
 .SHELLFLAGS := -eu -c
@@ -16,7 +16,7 @@ export PATH := $(BIN):$(PATH)
 # Nothing here may reach for a model on the network.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo serve test bench accept-1 train-demo evaluate-demo clean help
+.PHONY: demo serve test bench accept-1 accept-2 train-demo evaluate-demo clean help
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -50,6 +50,11 @@ bench: $(VENV)/.test
 accept-1: $(VENV)/.test
 	@$(BUILD_ENGINE)
 	exec $(BIN)/python -m tests.accept.main_job --engine $(ENGINE) --checkpoint $(CHECKPOINT)
+
+## make accept-2       the slow checks of the build step: emission at full size, quantising 8 GB
+accept-2: $(VENV)/.test
+	@$(BIN)/python -m tests.accept.emission
+	exec $(BIN)/python -m tests.accept.quantize
 
 ## make evaluate-demo  what the demo checkpoint can do, on 500 tasks a line
 evaluate-demo: $(VENV)/.runtime
