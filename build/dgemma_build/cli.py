@@ -14,7 +14,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from dgemma.errors import DgemmaError
 from dgemma_build import cli_targets
-from dgemma_build.engine import build_engine, build_from_store
+from dgemma_build.engine import build_engine, build_from_store, build_plan
+from dgemma_build.geometries import named_geometry
 from dgemma_build.quantize.command import quantize
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -37,18 +38,28 @@ def engine(
     store: Annotated[
         Path | None, typer.Option(help="… a weight store that `quantize` wrote.")
     ] = None,
+    geometry: Annotated[
+        str | None, typer.Option(help="… or, for GPUs, a named geometry: a plan needs no weights.")
+    ] = None,
     target: Annotated[str, typer.Option(help="What to compile for.")] = "cpu",
     precision: Annotated[
         str | None,
         typer.Option(help="Precision of the weights; fp32 without it, or the store's."),
     ] = None,
+    max_rows: Annotated[
+        int | None, typer.Option(min=2, max=64, help="Rows of a pass, two a slot; GPUs only.")
+    ] = None,
+    max_context: Annotated[
+        int | None, typer.Option(min=1, help="Tokens that a slot can hold; GPUs only.")
+    ] = None,
+    targets: cli_targets.TargetsOption = None,
 ) -> None:
     """Write graph, weights and manifest; does nothing where they are up to date.
 
     From a checkpoint, a precision other than fp32 goes by way of a weight store beside the engine.
     """
-    if (checkpoint is None) == (store is None):
-        raise typer.BadParameter("name one of --checkpoint and --store")
+    if sum(source is not None for source in (checkpoint, store, geometry)) != 1:
+        raise typer.BadParameter("name one of --checkpoint, --store and --geometry")
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
@@ -63,6 +74,17 @@ def engine(
                 built = build_engine(checkpoint, target, precision or "fp32", out, progress)
             elif store is not None:
                 built = build_from_store(store, target, precision, out, progress)
+            elif geometry is not None:
+                built = build_plan(
+                    named_geometry(geometry),
+                    target,
+                    precision or "bf16",
+                    out,
+                    progress,
+                    max_rows=max_rows,
+                    max_context=max_context,
+                    targets=targets,
+                )
         except DgemmaError as error:
             bars.stop()
             console.print("error:", style="red", end=" ")

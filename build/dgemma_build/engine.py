@@ -19,14 +19,17 @@ from dgemma.manifest import FILE_NAME, FileRecord, Manifest
 from dgemma.model.checkpoint import Checkpoint
 from dgemma.precision import Policy, policy_of
 from dgemma.weight_store import WeightStore
-from dgemma_build import cpu, precision_pass
+from dgemma_build import compile as compiler
+from dgemma_build import cpu, gpu, precision_pass, profiles
 from dgemma_build.definition import definition_digest
+from dgemma_build.flavours import FLAVOURS
 from dgemma_build.parts import Parts, Progress
+from dgemma_build.profiles import Envelope
 from dgemma_build.quantize.run import quantize_checkpoint
-from dgemma_build.targets import load_targets, select
+from dgemma_build.targets import Target, load_targets, select
 
-# What decides a quantised cpu engine besides the network's definition.
-_BUILDERS = (cpu, precision_pass)
+# What decides an engine besides the network's definition.
+_BUILDERS = (compiler, cpu, gpu, precision_pass, profiles)
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,11 @@ def build_engine(
     target, precision or checkpoint that cannot be built. Files appear under their names only when
     all of them are complete.
     """
-    _check_supported(target, precision)
+    if _supported(target, precision).flavour != "onnxruntime":
+        raise ConfigurationError(
+            f"a plan for {target} does not depend on a checkpoint; build it with --geometry, and "
+            f"the weights with `dgemma-build quantize --precision {precision}`"
+        )
     if precision != "fp32":
         store = out.with_name(out.name + ".store")
         quantize_checkpoint(checkpoint, precision, store, progress=progress)
@@ -92,24 +99,61 @@ def build_from_store(
     weights = WeightStore.open(store)
     held = weights.manifest
     held.expect(store, precision=precision)
-    _check_supported(target, held.precision)
+    if _supported(target, held.precision).flavour != "onnxruntime":
+        raise ConfigurationError(
+            f"a plan for {target} does not depend on a store; build it with --geometry"
+        )
     source = _digest(held.source + held.recipe)
     wanted = _Wanted(target, held.precision, held.policy, held.geometry, source)
     return _build(out, wanted, lambda work: cpu.from_store(weights, work, progress))
 
 
-def _check_supported(target: str, precision: str) -> None:
-    found = select(load_targets(), target)
+def build_plan(
+    geometry: Geometry,
+    target: str,
+    precision: str,
+    out: Path,
+    progress: Progress = lambda what, done, total: None,
+    *,
+    max_rows: int | None = None,
+    max_context: int | None = None,
+    targets: Path | None = None,
+) -> Built:
+    """Make `out` a TensorRT plan of a geometry, without weights: those are any store's of it.
+
+    Passes have up to `max_rows` rows, two for each slot, over slots of `max_context` tokens; both
+    are the target's where they are not given. Raises ConfigurationError for a target that has no
+    GPU or cannot be compiled for here.
+    """
+    found = _supported(target, precision, targets)
+    if found.flavour == "onnxruntime":
+        raise ConfigurationError(
+            f"an engine for {target} holds its weights; name a --checkpoint or a --store"
+        )
+    rows = max_rows or found.max_rows
+    context = min(max_context or found.max_context, geometry.max_position_embeddings)
+    envelope = Envelope(max(1, rows // 2), rows, context)
+    version = getattr(FLAVOURS[found.flavour].load(), "__version__", "")
+    source = _digest(f"{found.flavour} {version} {found.compute_capability} {envelope}")
+    wanted = _Wanted(target, precision, policy_of(precision), geometry, source)
+    cache = out.parent / "graphs"
+    return _build(
+        out,
+        wanted,
+        lambda work: gpu.from_geometry(
+            geometry, wanted.policy, found, envelope, cache, work, progress
+        ),
+    )
+
+
+def _supported(target: str, precision: str, extra: Path | None = None) -> Target:
+    found = select(load_targets(extra), target)
     if precision not in found.precisions:
         known = ", ".join(found.precisions)
         raise ConfigurationError(
             f"precision {precision!r} is not built for {target}; known: {known}"
         )
-    if found.flavour != "onnxruntime":
-        raise ConfigurationError(
-            f"target {target!r} is compiled by {found.flavour}, and only targets of onnxruntime "
-            "can be built by this version: cpu"
-        )
+    return found
 
 
 def _digest(weights: str) -> str:

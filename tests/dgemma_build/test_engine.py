@@ -239,7 +239,7 @@ def test_what_a_killed_build_left_is_cleared_away(checkpoint: Path, tmp_path: Pa
         ("tpu", "fp32", "target 'tpu' is not known; known: cpu, sm80"),
         ("", "fp32", "known: cpu"),
         ("sm121", "fp32", "precision 'fp32' is not built for sm121; known: bf16"),
-        ("sm121", "fp8", "compiled by tensorrt_rtx, and only targets of onnxruntime"),
+        ("sm121", "fp8", "does not depend on a checkpoint"),
         ("cpu", "int3", "precision 'int3' is not built for cpu; known: fp32, fp8, int4, nvfp4"),
     ],
 )

@@ -1,0 +1,106 @@
+"""Plans that tensorrt-rtx compiles for GPUs which are not here, as engine directories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import dgemma_build.gpu
+from dgemma.errors import ConfigurationError
+from dgemma.manifest import FILE_NAME, Manifest, sha256
+from dgemma.precision import BLOCK_SCALE, ROW_SCALE, policy_of
+from dgemma_build.compile import CompilationFailed
+from dgemma_build.engine import Built, build_engine, build_plan
+from dgemma_build.gpu import LOG, PLAN
+from tests.dgemma_build.quantized import whole_groups
+
+GEOMETRY = whole_groups()
+ONE_GATE = "layers.0.mlp.gate_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all plans here, so that their graph is emitted once."""
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    return tmp_path_factory.mktemp("plans")
+
+
+def build(directory: Path, precision: str, target: str = "sm121", rows: int = 4) -> Built:
+    out = directory / f"{target}-{precision}"
+    return build_plan(GEOMETRY, target, precision, out, max_rows=rows, max_context=128)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "int4", "nvfp4"])
+def test_a_plan_is_a_directory_with_a_log_and_a_manifest(directory: Path, precision: str) -> None:
+    built = build(directory, precision)
+    out = directory / f"sm121-{precision}"
+    assert {path.name for path in out.iterdir()} == {PLAN, LOG, FILE_NAME}
+    manifest = Manifest.read(out)
+    assert manifest == built.manifest
+    manifest.verify(out)
+    assert (manifest.target, manifest.precision) == ("sm121", precision)
+    assert manifest.runtime.flavour == "tensorrt_rtx"
+    assert manifest.runtime.compute_capability == 121
+    assert manifest.runtime.version.startswith("1.")
+    assert manifest.weights == ()
+    assert (out / LOG).read_text().strip()
+
+
+def test_weights_and_their_scales_are_bindings_as_a_store_lays_them_out(directory: Path) -> None:
+    for precision, names in {
+        "fp8": {ONE_GATE: "F8_E4M3", ONE_GATE + ROW_SCALE: "F32"},
+        "int4": {ONE_GATE: "I4", ONE_GATE + BLOCK_SCALE: "BF16"},
+    }.items():
+        manifest = build(directory, precision).manifest
+        inputs = {b.name: b for b in manifest.bindings if b.is_input}
+        assert names == {name: inputs[name].dtype for name in names}
+        assert inputs["embed_tokens.weight"].dtype == "BF16"
+        assert inputs["ids"].shape == (-1, GEOMETRY.canvas_length)
+        wanted = policy_of(precision).tensors({ONE_GATE: inputs[ONE_GATE].shape})
+        assert wanted.keys() <= inputs.keys()
+
+
+def test_a_second_build_does_nothing_and_another_envelope_builds_anew(directory: Path) -> None:
+    build(directory, "bf16")
+    plan = directory / "sm121-bf16" / PLAN
+    before = sha256(plan), plan.stat().st_mtime_ns
+    assert build(directory, "bf16").up_to_date
+    assert (sha256(plan), plan.stat().st_mtime_ns) == before
+    assert not build(directory, "bf16", rows=6).up_to_date
+
+
+def test_a_compiler_that_gives_up_leaves_its_log_and_no_engine(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give_up(*_: object) -> None:
+        raise CompilationFailed("the graph is not accepted: node_1 (Cast): no", "all it said")
+
+    monkeypatch.setattr(dgemma_build.gpu, "compile_apart", give_up)
+    with pytest.raises(ConfigurationError, match=r"node_1 \(Cast\): no; .* is in .*\.log") as error:
+        build(directory, "bf16", target="sm120")
+    assert not (directory / "sm120-bf16").exists()
+    log = Path(str(error.value).rpartition(" is in ")[2])
+    assert log.read_text() == "all it said"
+
+
+def test_an_added_target_is_compiled_for(directory: Path, tmp_path: Path) -> None:
+    """A GPU that no shipped file names: one file, no code."""
+    (tmp_path / "sm86.toml").write_text(
+        'flavour = "tensorrt_rtx"\ncompute_capability = "8.6"\nprecisions = ["bf16"]\n'
+        "max_rows = 4\nmax_context = 128\n"
+        '[[gpus]]\nname = "RTX 3090"\nmemory_bytes = 25_769_803_776\n'
+    )
+    out = directory / "sm86"
+    build_plan(GEOMETRY, "sm86", "bf16", out, targets=tmp_path)
+    assert Manifest.read(out).runtime.compute_capability == 86
+
+
+def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="an engine for cpu holds its weights"):
+        build_plan(GEOMETRY, "cpu", "fp32", tmp_path / "engine")
+    with pytest.raises(ConfigurationError, match=r"nvfp4.* is not built for sm89; known: bf16"):
+        build_plan(GEOMETRY, "sm89", "nvfp4", tmp_path / "engine")
+    with pytest.raises(ConfigurationError, match="does not depend on a checkpoint; build it with"):
+        build_engine(tmp_path, "sm121", "fp8", tmp_path / "engine")
+    assert not list(tmp_path.iterdir())
