@@ -13,11 +13,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 
 import dgemma_build.quantize.encode
+import dgemma_build.quantize.imported
 from dgemma.manifest import sha256
 from dgemma.model.checkpoint import Checkpoint
 from dgemma.precision import FORMATS, Policy
 from dgemma.store_manifest import SourceRecord
 from dgemma_build.quantize.layouts import MODELOPT_FILE
+
+_DEFINITION = (dgemma_build.quantize.encode, dgemma_build.quantize.imported)
 
 
 def source_records(
@@ -51,5 +54,5 @@ def recipe_digest(precision: str, policy: Policy, origin: str) -> str:
     """Changes with everything that decides a store's bytes, the checkpoint apart."""
     formats = {name: asdict(format) for name, format in FORMATS.items()}
     stated = json.dumps([precision, policy.to_dict(), origin, formats], sort_keys=True)
-    rounding = inspect.getsource(dgemma_build.quantize.encode)
+    rounding = "".join(inspect.getsource(module) for module in _DEFINITION)
     return hashlib.sha256((stated + rounding).encode()).hexdigest()

@@ -73,13 +73,16 @@ class _Search:
             if self._is_quantized(matrix):
                 self._take(matrix)
                 return True
-        self._expect(hf_name(name), shape)
+        self._expect(hf_name(name), [shape])
         return False
 
     def _bank(self, name: str, shape: tuple[int, ...]) -> None:
-        if hf_name(name) in self.names:  # experts that are not split cannot have been quantised
-            self.used.add(hf_name(name))
-            self.plain_experts.append(self.names[hf_name(name)])
+        fused = hf_name(name)
+        if fused in self.names:
+            if not is_float(self._entry(fused)):
+                raise self._wrong_dtype(fused, "quantised experts to be split one by one")
+            self.used.add(fused)
+            self.plain_experts.append(self.names[fused])
             return
         for matrix in matrices(name, shape):
             payload, plain = _tensor(matrix, self.layout.payload), _tensor(matrix, "weight")
@@ -102,29 +105,28 @@ class _Search:
         """The payload and every scale of a quantised layer."""
         format, layout = FORMATS[self.layout.format], self.layout
         payload, *scales = tensors(format, matrix.module, (matrix.rows, matrix.columns)).values()
-        self._expect(_tensor(matrix, layout.payload), payload.shape, payload.dtype)
+        self._expect(_tensor(matrix, layout.payload), [payload.shape], payload.dtype)
+        one: list[tuple[int, ...]] = [(), (1,)]
+        rows = [(matrix.rows, 1), (matrix.rows,), *one]
         if layout.block_scale is not None:
             block = scales[0]
-            self._expect(_tensor(matrix, layout.block_scale), block.shape, block.dtype)
-        one: list[tuple[int, ...]] = [(), (1,)]
-        rows = [(matrix.rows, 1), (matrix.rows,)] if layout.block_scale is None else []
-        self._expect(_tensor(matrix, layout.row_scale), *rows, *one)
+            self._expect(_tensor(matrix, layout.block_scale), [block.shape], block.dtype)
+            rows = one
+        self._expect(_tensor(matrix, layout.row_scale), rows)
         name = _tensor(matrix, layout.input_scale)
         if layout.static_activations:
-            self._expect(name, *one)
+            self._expect(name, one)
         self.used.add(name)
 
-    def _expect(self, name: str, *allowed: tuple[int, ...] | str) -> None:
-        """Note a tensor as used or missing; its shape must be among `allowed`, its dtype too."""
+    def _expect(self, name: str, shapes: list[tuple[int, ...]], dtype: str | None = None) -> None:
+        """Note a tensor as used or missing; without a dtype it may be any float."""
         if name not in self.names:
             self.missing.append(name)
             return
         self.used.add(name)
         spec = self._entry(name).spec
-        dtype = next((item for item in allowed if isinstance(item, str)), None)
         if not (is_float(self._entry(name)) if dtype is None else spec.dtype == dtype):
             raise self._wrong_dtype(name, dtype or "F32, BF16 or F16")
-        shapes = [item for item in allowed if not isinstance(item, str)]
         if spec.shape not in shapes:
             raise ConfigurationError(
                 f"{self.directory}: tensor {self.names[name]} has shape {list(spec.shape)}, "

@@ -37,13 +37,6 @@ class Layout:
     row_scale_divides: bool = False
     static_activations: bool = False  # then a layer without its input scale is incomplete
 
-    @property
-    def required(self) -> list[str]:
-        """The scales without which a payload means nothing."""
-        static = [self.input_scale] if self.static_activations else []
-        blocks = [self.block_scale] if self.block_scale is not None else []
-        return [*blocks, self.row_scale, *static]
-
 
 MODELOPT_NVFP4 = Layout(
     "ModelOpt NVFP4", "nvfp4", "weight", "weight_scale", "weight_scale_2", "input_scale"
