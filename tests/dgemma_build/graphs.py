@@ -16,13 +16,13 @@ GEOMETRY = whole_groups()
 
 
 @cache
-def _emitted(dtype: torch.dtype, fused: bool) -> bytes:
-    return emit(GEOMETRY, dtype, fused).SerializeToString()
+def _emitted(dtype: torch.dtype) -> bytes:
+    return emit(GEOMETRY, dtype).SerializeToString()
 
 
-def graph(dtype: torch.dtype = torch.float32, fused: bool = False) -> onnx.ModelProto:
+def graph(dtype: torch.dtype = torch.float32) -> onnx.ModelProto:
     """The graph of `GEOMETRY`; the caller's own."""
-    return onnx.ModelProto.FromString(_emitted(dtype, fused))
+    return onnx.ModelProto.FromString(_emitted(dtype))
 
 
 def quantized_graph(

@@ -16,10 +16,9 @@ import dgemma_build.flavours
 from dgemma.errors import ConfigurationError
 from dgemma.precision import policy_of
 from dgemma_build.compile import CompilationFailed, CompiledPlan, compile_plan
-from dgemma_build.cpu import attach_weights
+from dgemma_build.cpu import Bytes, attach_weights
 from dgemma_build.flavours import FLAVOURS
 from dgemma_build.profiles import Envelope, Profile, profiles
-from dgemma_build.store import Place
 from tests.dgemma.model.tiny_weights import random_network
 from tests.dgemma_build import fake_tensorrt
 from tests.dgemma_build.graphs import GEOMETRY, graph, quantized_graph
@@ -210,11 +209,12 @@ def test_weights_can_be_constants_of_the_plan(rtx: ModuleType, tmp_path: Path) -
             wide = tensor.dtype == torch.float32
             data = (tensor.bfloat16() if wide else tensor).contiguous().flatten()
             data = data.view(torch.uint8).numpy().tobytes()
-            places[name] = Place(offset, len(data))
+            dtype = "BF16" if tensor.dtype.is_floating_point else "U8"
+            places[name] = Bytes("weights", offset, len(data), dtype)
             offset += file.write(data)
     model = quantized_graph("int4")
     shapes = ranges(model)
-    attach_weights(model, "weights", places)
+    attach_weights(model, places)
     plan = compile_plan(model, RTX, "12.1", shapes, weights=tmp_path)
     names = {binding.name for binding in plan.bindings if binding.is_input}
     assert names == set(shapes[0])
@@ -226,7 +226,7 @@ def test_weights_can_be_constants_of_the_plan(rtx: ModuleType, tmp_path: Path) -
 def test_a_missing_file_of_constants_is_an_error(rtx: ModuleType, tmp_path: Path) -> None:
     model = graph(torch.bfloat16)
     shapes = ranges(model)
-    attach_weights(model, "weights", {"norm.weight": Place(0, 128)})
+    attach_weights(model, {"norm.weight": Bytes("weights", 0, 128, "BF16")})
     with pytest.raises(CompilationFailed, match=r"not accepted: .*weights"):
         compile_plan(model, RTX, "12.1", shapes, weights=tmp_path)
 

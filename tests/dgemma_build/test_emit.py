@@ -10,10 +10,13 @@ from dgemma.engine.base import Capacity, Row
 from dgemma.engine.batch import to_arrays
 from dgemma.engine.graph import ROW_INPUTS, fresh_names, pool_names
 from dgemma.engine.kv_pool import KVPool
+from dgemma.errors import ConfigurationError
 from dgemma.model.attention import RowIndex
 from dgemma.model.checkpoint import parameter_shapes
+from dgemma.precision import policy_of
 from dgemma_build.cpu import Bytes, attach_weights
 from dgemma_build.emit import OPSET, emit
+from dgemma_build.precision_pass import apply_precision
 from dgemma_build.store import write_store
 from tests.dgemma.engine.fake_engine import geometry_of
 from tests.dgemma.model.tiny_weights import random_network
@@ -92,6 +95,11 @@ def test_the_graph_is_valid_onnx_of_the_stated_opset(graph: onnx.ModelProto) -> 
     onnx.checker.check_model(graph)
     (standard,) = (o.version for o in graph.opset_import if o.domain in ("", "ai.onnx"))
     assert standard == OPSET
+
+
+def test_joined_weights_are_not_quantised(fused_graph: onnx.ModelProto) -> None:
+    with pytest.raises(ConfigurationError, match="fused=True"):
+        apply_precision(fused_graph, policy_of("fp8"))
 
 
 def test_layers_without_groups_of_heads_can_be_emitted() -> None:

@@ -124,11 +124,6 @@ def test_a_weight_that_is_used_in_another_way_is_refused() -> None:
         assert model == graph()
 
 
-def test_a_graph_with_joined_weights_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="fused=True"):
-        apply_precision(graph(fused=True), policy_of("int4"))
-
-
 def test_a_second_use_of_a_weight_is_refused() -> None:
     model = graph()
     name = "layers.0.mlp.down_proj.weight"
