@@ -221,7 +221,7 @@ BESIDE = inputs(
     stream="draft",
     sampling={
         "max_new_tokens": 96,
-        "max_denoising_steps": 250,
+        "max_denoising_steps": 1000,
         "confidence_threshold": 0.0,
         "ignore_eos": True,
         "return_token_ids": True,
