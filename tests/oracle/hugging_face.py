@@ -46,14 +46,14 @@ class Record:
 
 
 class HuggingFace:
-    """A checkpoint in fp32 with sdpa attention and a dynamic cache."""
+    """A checkpoint in fp32 (or `dtype`) with sdpa attention and a dynamic cache."""
 
-    def __init__(self, checkpoint: Path) -> None:
+    def __init__(self, checkpoint: Path, dtype: torch.dtype = torch.float32) -> None:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         self.model = DiffusionGemmaForBlockDiffusion.from_pretrained(
             checkpoint,
-            dtype=torch.float32,
+            dtype=dtype,
             attn_implementation="sdpa",
             experts_implementation="eager",
         ).eval()

@@ -1,7 +1,8 @@
 """Tapes for random cases, and how far from undecided the oracle's decisions under them are.
 
 Two programs that agree to rounding agree in every decision only where no decision is close. So a
-case whose decisions are closer than MARGIN is drawn again with other weights.
+case whose decisions are closer than MARGIN is drawn again with other weights, as is a network that
+magnifies rounding: the oracle's own logits are then too uncertain to hold another program's to.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from tests.oracle.hugging_face import HuggingFace, Record
 # probabilities by 1e-6, an expert's probability by less.
 MARGIN = 1e-4
 SAMPLE_MARGIN = 1e-5
+# Most by which fp32 may move the oracle's logits from those in float64: a quarter of what another
+# program's may differ by, and about twice what it moves those of most networks.
+ROUNDING = 2.5e-5
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,26 @@ def play(case: Case, directory: Path) -> Played:
         checkpoint = drawn.write(directory / f"weights-{drawn.seed}")
         hf, tape = HuggingFace(checkpoint), draw_tape(drawn)
         record = hf.settle(tape, SAMPLE_MARGIN, drawn.seed)
-        if hf.routes_clearly and decision_margin(record, drawn.generation) > MARGIN:
+        clear = hf.routes_clearly and decision_margin(record, drawn.generation) > MARGIN
+        if clear and rounding(record, checkpoint, tape) < ROUNDING:
             path = directory / "tape.npz"
             np.savez(path, **vars(tape))
             return Played(drawn, checkpoint, path, hf, record)
     raise AssertionError("unreachable: `again` raises")
+
+
+def rounding(record: Record, checkpoint: Path, tape: Tape) -> float:
+    """The largest change of a logit (before temperature) that HF's computing in fp32 made."""
+    hf = HuggingFace(checkpoint, torch.float64)
+    exact = hf.generate(tape)
+    assert exact.steps == record.steps, "clear decisions are the same in any precision"
+    largest = 0.0
+    for ours, theirs in zip(record.logits, exact.logits, strict=True):
+        for step, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+            n, low, high = hf.settings.max_denoising_steps, hf.settings.t_min, hf.settings.t_max
+            warmth = low + (high - low) * (n - step) / n
+            largest = max(largest, (a.double() - b.double()).abs().max().item() * warmth)
+    return largest
 
 
 def decision_margin(record: Record, generation: dict[str, object]) -> float:
