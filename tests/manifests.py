@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dgemma.manifest import FILE_NAME, FileRecord, Manifest, seal
+from dgemma.manifest import FILE_NAME, Manifest
+from dgemma.sealed import FileRecord, seal
 
 
 def edit_manifest(engine: Path, **changes: Any) -> None:

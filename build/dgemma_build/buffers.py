@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from dgemma.geometry import LayerGeometry
 from dgemma.tail.statistics import TILE
+from dgemma_build.envelope import Envelope
 from dgemma_build.sizes import Model, kv_bytes
 
 # Allowances, not measured on a card: what a process holds before it computes anything (context,
@@ -38,21 +39,6 @@ class Buffer:
     name: str
     bytes: int
     phase: str | None = None
-
-
-@dataclass(frozen=True)
-class Envelope:
-    """How much an engine must be able to hold at once."""
-
-    slots: int
-    rows: int  # of a pass
-    context: int  # tokens of a slot
-    capacity: int | None = None  # tokens that one expert may get; None: all of the pass
-
-    @classmethod
-    def of_slots(cls, slots: int, context: int, capacity: int | None = None) -> Envelope:
-        """Two rows a slot: the commit of one canvas and the first step of the next."""
-        return cls(slots, 2 * slots, context, capacity)
 
 
 def total(buffers: list[Buffer]) -> int:

@@ -60,6 +60,8 @@ def engine(
     """
     if sum(source is not None for source in (checkpoint, store, geometry)) != 1:
         raise typer.BadParameter("name one of --checkpoint, --store and --geometry")
+    if geometry is None and (max_rows, max_context) != (None, None):
+        raise typer.BadParameter("--max-rows and --max-context go with --geometry")
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
@@ -71,9 +73,11 @@ def engine(
 
         try:
             if checkpoint is not None:
-                built = build_engine(checkpoint, target, precision or "fp32", out, progress)
+                built = build_engine(
+                    checkpoint, target, precision or "fp32", out, progress, targets=targets
+                )
             elif store is not None:
-                built = build_from_store(store, target, precision, out, progress)
+                built = build_from_store(store, target, precision, out, progress, targets=targets)
             elif geometry is not None:
                 built = build_plan(
                     named_geometry(geometry),

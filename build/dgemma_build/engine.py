@@ -15,16 +15,17 @@ from pathlib import Path
 
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
-from dgemma.manifest import FILE_NAME, FileRecord, Manifest
+from dgemma.manifest import FILE_NAME, Manifest
 from dgemma.model.checkpoint import Checkpoint
 from dgemma.precision import Policy, policy_of
+from dgemma.sealed import FileRecord
 from dgemma.weight_store import WeightStore
 from dgemma_build import compile as compiler
 from dgemma_build import cpu, gpu, precision_pass, profiles
 from dgemma_build.definition import definition_digest
+from dgemma_build.envelope import Envelope
 from dgemma_build.flavours import FLAVOURS
 from dgemma_build.parts import Parts, Progress
-from dgemma_build.profiles import Envelope
 from dgemma_build.quantize.run import quantize_checkpoint
 from dgemma_build.targets import Target, load_targets, select
 
@@ -60,6 +61,8 @@ def build_engine(
     precision: str,
     out: Path,
     progress: Progress = lambda what, done, total: None,
+    *,
+    targets: Path | None = None,
 ) -> Built:
     """Make `out` an engine of `checkpoint`; nothing is done where it already is one.
 
@@ -68,7 +71,7 @@ def build_engine(
     target, precision or checkpoint that cannot be built. Files appear under their names only when
     all of them are complete.
     """
-    if _supported(target, precision).flavour != "onnxruntime":
+    if _supported(target, precision, targets).flavour != "onnxruntime":
         raise ConfigurationError(
             f"a plan for {target} does not depend on a checkpoint; build it with --geometry, and "
             f"the weights with `dgemma-build quantize --precision {precision}`"
@@ -76,7 +79,7 @@ def build_engine(
     if precision != "fp32":
         store = out.with_name(out.name + ".store")
         quantize_checkpoint(checkpoint, precision, store, progress=progress)
-        return build_from_store(store, target, precision, out, progress)
+        return build_from_store(store, target, precision, out, progress, targets=targets)
     geometry = Geometry.from_checkpoint(checkpoint)
     tensors = Checkpoint(checkpoint)
     files = {checkpoint / "config.json", *tensors.files.values()}
@@ -91,6 +94,8 @@ def build_from_store(
     precision: str | None,
     out: Path,
     progress: Progress = lambda what, done, total: None,
+    *,
+    targets: Path | None = None,
 ) -> Built:
     """Make `out` an engine of a weight store; without `precision`, of the one it holds.
 
@@ -99,7 +104,7 @@ def build_from_store(
     weights = WeightStore.open(store)
     held = weights.manifest
     held.expect(store, precision=precision)
-    if _supported(target, held.precision).flavour != "onnxruntime":
+    if _supported(target, held.precision, targets).flavour != "onnxruntime":
         raise ConfigurationError(
             f"a plan for {target} does not depend on a store; build it with --geometry"
         )

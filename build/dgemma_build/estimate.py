@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
-from dgemma_build.buffers import Buffer, Envelope, buffers, total
+from dgemma_build.buffers import Buffer, buffers, total
+from dgemma_build.envelope import Envelope
 from dgemma_build.sizes import Model, PassBytes, pass_bytes
 from dgemma_build.targets import Gpu, Published, Target
 

@@ -16,10 +16,11 @@ from dgemma.manifest import Binding, Runtime
 from dgemma.precision import Policy
 from dgemma_build import compile as compiler
 from dgemma_build.compile_apart import compile_apart
+from dgemma_build.envelope import Envelope
 from dgemma_build.graph_cache import cached_graph
 from dgemma_build.parts import Parts, Progress
 from dgemma_build.precision_pass import apply_precision
-from dgemma_build.profiles import Envelope, profiles
+from dgemma_build.profiles import profiles
 from dgemma_build.targets import Target
 
 PLAN, LOG = "plan.engine", "build.log"

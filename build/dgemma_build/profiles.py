@@ -6,7 +6,6 @@ Knows which axis of which input of the graph is what; knows nothing of TensorRT 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from typing import NamedTuple
@@ -15,6 +14,7 @@ import onnx
 
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
+from dgemma_build.envelope import Envelope
 
 # The one place that says what the graph's dynamic axes are: (pattern of names, axis, size).
 _AXES = (
@@ -39,16 +39,6 @@ class Shapes(NamedTuple):
 
 
 Profile = dict[str, Shapes]
-
-
-@dataclass(frozen=True)
-class Envelope:
-    """How much an engine must be able to hold at once."""
-
-    slots: int
-    rows: int  # of a pass
-    context: int  # tokens of a slot
-    capacity: int | None = None  # tokens that one expert may get; None: all of the pass
 
 
 def profiles(

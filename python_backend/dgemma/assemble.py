@@ -86,7 +86,7 @@ def open_engine(
             f"{directory}: was built for another geometry than {checkpoint}/config.json; "
             "point both at the same model or build the engine again"
         )
-    if manifest.target == "cpu":
+    if manifest.runtime.flavour == "onnxruntime":
         return OnnxEngine(directory, capacity, threads)
     raise ConfigurationError(
         f"{directory}: built for target {manifest.target}, which this installation cannot run; "

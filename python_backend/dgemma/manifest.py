@@ -1,36 +1,23 @@
 """The file that says what an engine directory holds, and whether it still holds it.
 
-Knows the schema and file hashes; knows nothing of how an engine is built or run.
+Knows the fields; knows nothing of how an engine is built or run.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
 from dgemma.precision import Policy
+from dgemma.sealed import FileRecord, Sealed
 
 SCHEMA_VERSION = 2
 FILE_NAME = "manifest.json"
 REBUILD = "build it again with `dgemma-build engine --checkpoint DIR --target T --precision P`"
-
-
-@dataclass(frozen=True)
-class FileRecord:
-    """Size in bytes and SHA-256 of one file of the directory."""
-
-    size: int
-    sha256: str
-
-    @classmethod
-    def of(cls, path: Path) -> FileRecord:
-        return cls(path.stat().st_size, sha256(path))
+_SEALED = Sealed("engine", FILE_NAME, SCHEMA_VERSION, REBUILD)
 
 
 @dataclass(frozen=True)
@@ -71,62 +58,22 @@ class Manifest:
 
     def write(self, directory: Path) -> None:
         """Written last, so that a directory with a manifest is complete."""
-        data = asdict(self) | {
-            "geometry": self.geometry.to_dict(),
-            "policy": self.policy.to_dict(),
-        }
-        temporary = directory / (FILE_NAME + ".partial")
-        temporary.write_text(json.dumps(data | {"seal": seal(data)}, indent=1) + "\n")
-        temporary.rename(directory / FILE_NAME)
+        _SEALED.write(
+            directory,
+            asdict(self) | {"geometry": self.geometry.to_dict(), "policy": self.policy.to_dict()},
+        )
 
     @classmethod
     def read(cls, directory: Path) -> Manifest:
         """ConfigurationError where it is missing, corrupt, changed or of another schema."""
-        path = directory / FILE_NAME
-        try:
-            data: dict[str, Any] = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise ConfigurationError(f"{path}: no engine here; {REBUILD}") from None
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{path}: cannot be read: {error}; {REBUILD}") from None
-        try:
-            version = data["schema_version"]
-            if version != SCHEMA_VERSION:
-                raise ConfigurationError(
-                    f"{path}: schema version {version}, this software reads {SCHEMA_VERSION}; "
-                    f"{REBUILD}"
-                )
-            if data.pop("seal") != seal(data):
-                raise ConfigurationError(f"{path}: its content has changed; {REBUILD}")
-            return cls(**_parsed(data))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigurationError(f"{path}: not a manifest: {error!r}; {REBUILD}") from None
+        return _SEALED.read(directory, lambda data: cls(**_parsed(data)))
 
     def verify(self, directory: Path, deep: bool = True) -> None:
         """Check that every file is there with its size and, if `deep`, its hash.
 
         Raises ConfigurationError naming the first file that differs.
         """
-        for name, record in self.files.items():
-            path = directory / name
-            if not path.is_file():
-                raise ConfigurationError(f"{path}: missing from the engine; {REBUILD}")
-            if (size := path.stat().st_size) != record.size:
-                raise ConfigurationError(
-                    f"{path}: {size} bytes, the manifest says {record.size}; {REBUILD}"
-                )
-            if deep and sha256(path) != record.sha256:
-                raise ConfigurationError(f"{path}: its content has changed; {REBUILD}")
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def seal(data: Mapping[str, Any]) -> str:
-    """A digest of a manifest's own fields: a bit that flips in it is found as one in a file is."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+        _SEALED.verify(directory, self.files, deep)
 
 
 def _parsed(data: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Knows the schema, hashes, and where each tensor's bytes stand; reads no weights.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,12 +12,13 @@ from typing import Any
 
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
-from dgemma.manifest import FileRecord, seal, sha256
 from dgemma.precision import BLOCK_SCALE, ROW_SCALE, Policy, TensorSpec
+from dgemma.sealed import FileRecord, Sealed
 
 SCHEMA_VERSION = 1
 FILE_NAME = "store.json"
 REWRITE = "write it again with `dgemma-build quantize --checkpoint DIR --precision P --out STORE`"
+_SEALED = Sealed("weight store", FILE_NAME, SCHEMA_VERSION, REWRITE)
 
 
 @dataclass(frozen=True)
@@ -72,38 +72,21 @@ class StoreManifest:
 
     def write(self, directory: Path) -> None:
         """Written last, so that a directory with a manifest is complete."""
-        data = asdict(self) | {
-            "policy": self.policy.to_dict(),
-            "geometry": self.geometry.to_dict(),
-        }
-        temporary = directory / (FILE_NAME + ".partial")
-        temporary.write_text(json.dumps(data | {"seal": seal(data)}, indent=1) + "\n")
-        temporary.rename(directory / FILE_NAME)
+        _SEALED.write(
+            directory,
+            asdict(self) | {"geometry": self.geometry.to_dict(), "policy": self.policy.to_dict()},
+        )
 
     @classmethod
     def read(cls, directory: Path) -> StoreManifest:
         """ConfigurationError where it is missing, corrupt, changed or of another schema."""
-        path = directory / FILE_NAME
-        try:
-            data: dict[str, Any] = json.loads(path.read_text())
-        except FileNotFoundError:
-            raise ConfigurationError(f"{path}: no weight store here; {REWRITE}") from None
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{path}: cannot be read: {error}; {REWRITE}") from None
-        try:
-            version = data["schema_version"]
-            if version != SCHEMA_VERSION:
-                raise ConfigurationError(
-                    f"{path}: schema version {version}, this software reads {SCHEMA_VERSION}; "
-                    f"{REWRITE}"
-                )
-            if data.pop("seal") != seal(data):
-                raise ConfigurationError(f"{path}: its content has changed; {REWRITE}")
+
+        def parse(data: dict[str, Any]) -> StoreManifest:
             manifest = cls(**_parsed(data))
-            manifest._check_places(path)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ConfigurationError(f"{path}: not a store: {error!r}; {REWRITE}") from None
-        return manifest
+            manifest._check_places(directory / FILE_NAME)
+            return manifest
+
+        return _SEALED.read(directory, parse)
 
     def _check_places(self, path: Path) -> None:
         for name, tensor in self.tensors.items():
@@ -145,17 +128,7 @@ class StoreManifest:
         Raises ConfigurationError naming the first file that differs; `advance` is told the bytes
         of each one that does not.
         """
-        for name, record in self.files.items():
-            path = directory / name
-            if not path.is_file():
-                raise ConfigurationError(f"{path}: missing from the store; {REWRITE}")
-            if (size := path.stat().st_size) != record.size:
-                raise ConfigurationError(
-                    f"{path}: {size} bytes, {FILE_NAME} says {record.size}; {REWRITE}"
-                )
-            if deep and sha256(path) != record.sha256:
-                raise ConfigurationError(f"{path}: its content has changed; {REWRITE}")
-            advance(record.size)
+        _SEALED.verify(directory, self.files, deep, advance)
 
 
 def _parsed(data: dict[str, Any]) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def test_an_engine_of_another_geometry(engine: Path, checkpoint: Path) -> None:
 
 
 def test_an_engine_for_another_target(engine: Path, checkpoint: Path) -> None:
-    edit_manifest(engine, target="sm90")
+    edit_manifest(engine, target="sm90", runtime={"flavour": "tensorrt", "version": "11.4"})
     assert "built for target sm90, which this installation cannot run" in refusal(
         engine, checkpoint
     )

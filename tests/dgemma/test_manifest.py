@@ -9,16 +9,9 @@ from typing import Any
 import pytest
 
 from dgemma.errors import ConfigurationError
-from dgemma.manifest import (
-    FILE_NAME,
-    SCHEMA_VERSION,
-    Binding,
-    FileRecord,
-    Manifest,
-    Runtime,
-    sha256,
-)
+from dgemma.manifest import FILE_NAME, SCHEMA_VERSION, Binding, Manifest, Runtime
 from dgemma.precision import policy_of
+from dgemma.sealed import FileRecord, sha256
 from tests.dgemma.engine.fake_engine import geometry_of
 from tests.manifests import edit_manifest
 
@@ -139,7 +132,7 @@ def test_a_file_that_is_gone_is_named(tmp_path: Path, name: str) -> None:
 def test_a_file_that_was_cut_off_is_named_with_both_sizes(tmp_path: Path, name: str) -> None:
     manifest = engine(tmp_path)
     (tmp_path / name).write_bytes(b"cut")
-    with pytest.raises(ConfigurationError, match=f"{name}: 3 bytes, the manifest says"):
+    with pytest.raises(ConfigurationError, match=f"{name}: 3 bytes, manifest.json says"):
         manifest.verify(tmp_path, deep=False)
 
 

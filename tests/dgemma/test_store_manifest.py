@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from dgemma.errors import ConfigurationError
-from dgemma.manifest import FileRecord
 from dgemma.precision import policy_of
+from dgemma.sealed import FileRecord
 from dgemma.store_manifest import (
     FILE_NAME,
     SCHEMA_VERSION,
@@ -97,7 +97,7 @@ def test_a_manifest_that_was_cut_off(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize("content", ["[]", "3", "null", '"text"', "{}", '{"schema_version": 1}'])
 def test_any_other_json_is_no_manifest(tmp_path: Path, content: str) -> None:
     (tmp_path / FILE_NAME).write_text(content)
-    with pytest.raises(ConfigurationError, match=r"store\.json: not a store"):
+    with pytest.raises(ConfigurationError, match=r"store\.json: not a manifest"):
         StoreManifest.read(tmp_path)
 
 
@@ -126,7 +126,7 @@ def test_another_schema_is_refused_with_both_versions(tmp_path: Path, version: o
 def test_json_that_is_no_manifest(tmp_path: Path, changes: dict[str, Any]) -> None:
     store(tmp_path)
     edit(tmp_path, **changes)
-    with pytest.raises(ConfigurationError, match=r"store\.json: not a store"):
+    with pytest.raises(ConfigurationError, match=r"store\.json: not a manifest"):
         StoreManifest.read(tmp_path)
 
 
@@ -171,7 +171,9 @@ def test_tensors_outside_their_file_are_named(
 def test_a_file_that_is_gone_is_named(tmp_path: Path, name: str) -> None:
     manifest = store(tmp_path)
     (tmp_path / name).unlink()
-    with pytest.raises(ConfigurationError, match=f"{name}: missing from the store; write it"):
+    with pytest.raises(
+        ConfigurationError, match=f"{name}: missing from the weight store; write it"
+    ):
         manifest.verify(tmp_path, deep=False)
 
 

@@ -9,7 +9,8 @@ import pytest
 from dgemma.engine.batch import PassShape, allocate
 from dgemma.engine.kv_pool import KVPool
 from dgemma.geometry import FULL, SLIDING, Geometry
-from dgemma_build.buffers import CUDA_CONTEXT, Buffer, Envelope, buffers, total
+from dgemma_build.buffers import CUDA_CONTEXT, Buffer, buffers, total
+from dgemma_build.envelope import Envelope
 from dgemma_build.geometries import DEFAULT, named_geometry
 from dgemma_build.sizes import Model
 

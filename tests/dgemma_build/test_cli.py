@@ -62,3 +62,33 @@ def test_options_that_are_missing_are_named(tmp_path: Path) -> None:
     result = run("--checkpoint", tmp_path)
     assert result.exit_code == 2
     assert "--out" in said(result)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "name one of --checkpoint, --store and --geometry"),
+        (("--checkpoint", "a", "--store", "b"), "name one of --checkpoint, --store and --geometry"),
+        (("--store", "b", "--geometry", "c"), "name one of --checkpoint, --store and --geometry"),
+        (("--checkpoint", "a", "--max-rows", "4"), "--max-context go with --geometry"),
+        (("--store", "b", "--max-context", "4"), "--max-context go with --geometry"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    result = run("--out", tmp_path / "engine", *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(said(result).split())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_target_that_a_file_adds_is_built_for(tmp_path: Path, demo_checkpoint: Path) -> None:
+    """One that takes fewer precisions than the shipped one shows that the file was read."""
+    (tmp_path / "little.toml").write_text(
+        'flavour = "onnxruntime"\nprecisions = ["int4"]\nmax_rows = 2\nmax_context = 64\n'
+    )
+    arguments = ("--checkpoint", demo_checkpoint, "--out", tmp_path / "engine")
+    result = run(*arguments, "--target", "little", "--targets", tmp_path, "--precision", "fp32")
+    assert result.exit_code == 2
+    assert "precision 'fp32' is not built for little; known: int4" in said(result)

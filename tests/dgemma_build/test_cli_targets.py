@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from dgemma_build.buffers import Envelope, buffers, total
+from dgemma_build.buffers import buffers, total
 from dgemma_build.cli import app
+from dgemma_build.envelope import Envelope
 from dgemma_build.geometries import DEFAULT, named_geometry
 from dgemma_build.sizes import Model
 from dgemma_build.targets import load_targets

@@ -17,8 +17,9 @@ from dgemma.errors import ConfigurationError
 from dgemma.precision import policy_of
 from dgemma_build.compile import CompilationFailed, CompiledPlan, compile_plan
 from dgemma_build.cpu import Bytes, attach_weights
+from dgemma_build.envelope import Envelope
 from dgemma_build.flavours import FLAVOURS
-from dgemma_build.profiles import Envelope, Profile, profiles
+from dgemma_build.profiles import Profile, profiles
 from tests.dgemma.model.tiny_weights import random_network
 from tests.dgemma_build import fake_tensorrt
 from tests.dgemma_build.graphs import GEOMETRY, graph, quantized_graph

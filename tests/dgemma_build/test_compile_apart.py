@@ -14,8 +14,9 @@ import torch
 from dgemma.errors import ConfigurationError
 from dgemma_build.compile import CompilationFailed, compile_plan
 from dgemma_build.compile_apart import compile_apart
+from dgemma_build.envelope import Envelope
 from dgemma_build.flavours import FLAVOURS
-from dgemma_build.profiles import Envelope, profiles
+from dgemma_build.profiles import profiles
 from tests.dgemma_build.graphs import GEOMETRY, graph
 
 Stand = Callable[[str], None]

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from dgemma.errors import ConfigurationError
-from dgemma_build.buffers import Envelope, buffers, total
+from dgemma_build.buffers import buffers, total
+from dgemma_build.envelope import Envelope
 from dgemma_build.estimate import (
     Estimate,
     Question,

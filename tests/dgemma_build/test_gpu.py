@@ -8,8 +8,9 @@ import pytest
 
 import dgemma_build.gpu
 from dgemma.errors import ConfigurationError
-from dgemma.manifest import FILE_NAME, Manifest, sha256
+from dgemma.manifest import FILE_NAME, Manifest
 from dgemma.precision import BLOCK_SCALE, ROW_SCALE, policy_of
+from dgemma.sealed import sha256
 from dgemma_build.compile import CompilationFailed
 from dgemma_build.engine import Built, build_engine, build_plan
 from dgemma_build.gpu import LOG, PLAN

@@ -5,7 +5,8 @@ import pytest
 
 from dgemma.engine.graph import ROW_INPUTS, pool_names
 from dgemma.errors import ConfigurationError
-from dgemma_build.profiles import Envelope, Profile, profiles
+from dgemma_build.envelope import Envelope
+from dgemma_build.profiles import Profile, profiles
 from tests.dgemma_build.graphs import GEOMETRY, graph
 
 L = GEOMETRY.canvas_length

@@ -101,7 +101,7 @@ def test_a_file_with_one_bit_flipped_is_named(engine: Path, name: str) -> None:
     [
         {"schema_version": 99},
         {"schema_version": None},
-        {"target": "sm90"},
+        {"target": "sm90", "runtime": {"flavour": "tensorrt", "version": "11.4"}},
         {"geometry": {"vocab_size": 320}},
         {"geometry": None},
         {"files": {GRAPH: {"size": 1}}},

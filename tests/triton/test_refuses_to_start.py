@@ -48,13 +48,21 @@ def another_geometry(path: Path) -> None:
     change(path, text_config={**text, "sliding_window": 64})
 
 
+TENSORRT = {"flavour": "tensorrt", "version": "11.4"}
+
 Damage = tuple[str, str, Callable[[Path], object], str, str]
 # Directory, file, what is done to it, and what the error says besides the file: what, and the cure.
 DAMAGES: dict[str, Damage] = {
     "corrupt graph": ("engine", "graph.onnx", flip_a_byte, "its content has changed", BUILD),
     "garbage graph": ("engine", "graph.onnx", write_garbage_graph, "cannot load it", BUILD),
     "missing graph": ("engine", "graph.onnx", Path.unlink, "missing from the engine", BUILD),
-    "truncated weights": ("engine", "weights.safetensors", halve, "bytes, the manifest", BUILD),
+    "truncated weights": (
+        "engine",
+        "weights.safetensors",
+        halve,
+        "bytes, manifest.json says",
+        BUILD,
+    ),
     "missing weights": ("engine", "weights.safetensors", Path.unlink, "missing from the", BUILD),
     "missing manifest": ("engine", "manifest.json", Path.unlink, "no engine here", BUILD),
     "corrupt manifest": ("engine", "manifest.json", halve, "cannot be read", BUILD),
@@ -63,7 +71,7 @@ DAMAGES: dict[str, Damage] = {
         *("schema version 99", BUILD),
     ),
     "engine for another target": (
-        *("engine", "", lambda path: edit_manifest(path, target="sm90")),
+        *("engine", "", lambda path: edit_manifest(path, target="sm90", runtime=TENSORRT)),
         *("built for target sm90", "select an engine for this machine"),
     ),
     "missing tokenizer": ("checkpoint", "tokenizer.json", Path.unlink, "no such file", "copy it"),

@@ -14,9 +14,9 @@ from dataclasses import asdict
 
 import dgemma_build.quantize.encode
 import dgemma_build.quantize.imported
-from dgemma.manifest import sha256
 from dgemma.model.checkpoint import Checkpoint
 from dgemma.precision import FORMATS, Policy
+from dgemma.sealed import sha256
 from dgemma.store_manifest import SourceRecord
 from dgemma_build.quantize.layouts import MODELOPT_FILE
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from dgemma.errors import ConfigurationError
-from dgemma.manifest import FileRecord, sha256
+from dgemma.sealed import FileRecord, sha256
 from dgemma.store_manifest import SourceRecord
 
 FILE_NAME = "journal.json"

@@ -10,8 +10,8 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from dgemma.manifest import FileRecord
 from dgemma.precision import Policy, TensorSpec
+from dgemma.sealed import FileRecord
 from dgemma_build.quantize.source import Source
 from dgemma_build.store import layout, raw
 

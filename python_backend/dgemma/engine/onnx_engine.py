@@ -37,9 +37,10 @@ class OnnxEngine:
         Raises ConfigurationError naming the file that is missing, corrupt or for another target.
         """
         manifest = Manifest.read(directory)
-        if manifest.target != "cpu":
+        if manifest.runtime.flavour != "onnxruntime":
             raise ConfigurationError(
-                f"{directory}: built for target {manifest.target}, not cpu; {REBUILD}"
+                f"{directory}: built for target {manifest.target} and {manifest.runtime.flavour}, "
+                f"not for onnxruntime; {REBUILD}"
             )
         manifest.verify(directory)
         self.geometry: Geometry = manifest.geometry
