@@ -99,9 +99,10 @@ def build_from_store(
 ) -> Built:
     """Make `out` an engine of a weight store; without `precision`, of the one it holds.
 
-    Raises ConfigurationError for a store that is not whole or holds another precision.
+    Raises ConfigurationError for a store that is not whole, to the last bit, or holds another
+    precision.
     """
-    weights = WeightStore.open(store)
+    weights = WeightStore.open(store, deep=True)
     held = weights.manifest
     held.expect(store, precision=precision)
     if _supported(target, held.precision, targets).flavour != "onnxruntime":

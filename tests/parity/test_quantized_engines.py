@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import onnx
@@ -125,4 +126,15 @@ def test_a_store_of_another_precision_is_refused(engine: Path, tmp_path: Path) -
     store = engine.with_name(engine.name + ".store")
     with pytest.raises(ConfigurationError, match=r"store\.json: a store of .* bf16 is asked for"):
         build_from_store(store, "cpu", "bf16", tmp_path / "engine")
+    assert not (tmp_path / "engine").exists()
+
+
+def test_a_store_with_one_bit_flipped_becomes_no_engine(engine: Path, tmp_path: Path) -> None:
+    store = Path(shutil.copytree(engine.with_name(engine.name + ".store"), tmp_path / "store"))
+    shard = store / "layer-01.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(bytes(data))
+    with pytest.raises(ConfigurationError, match=r"layer-01\.safetensors: its content has changed"):
+        build_from_store(store, "cpu", None, tmp_path / "engine")
     assert not (tmp_path / "engine").exists()
