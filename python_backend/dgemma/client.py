@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 import grpc
-from tritonclient.grpc import service_pb2_grpc
+from tritonclient.grpc import service_pb2
 
 from dgemma.client_errors import (
     Cancelled,
@@ -52,6 +52,7 @@ DEFAULT_TIMEOUT_S = 300.0
 MAX_TIMEOUT_S = 86_400.0  # every request has a deadline
 
 _HOST_AND_PORT = re.compile(r"[^\s/]+:[0-9]{1,5}")
+_STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
 _CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
 
@@ -85,7 +86,13 @@ class Client:
             if credentials
             else grpc.insecure_channel(url, options=_CHANNEL_OPTIONS)
         )
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        # Declared as a stream in both directions; one request ends its half, which is on the wire
+        # what a unary request is, and needs no thread that feeds requests.
+        self._infer = self._channel.unary_stream(
+            _STREAM_INFER,
+            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
+            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -137,7 +144,7 @@ class Client:
         return gather(self.stream(prompt, stream="none", timeout_s=timeout_s, **options))
 
     def _updates(self, request: Any, timeout_s: float) -> Generator[Update, None, None]:
-        call = self._stub.ModelStreamInfer(iter((request,)), timeout=timeout_s)
+        call = self._infer(request, timeout=timeout_s)
         try:
             for message in call:
                 if message.error_message:
