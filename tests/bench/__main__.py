@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,6 +32,7 @@ from tests.bench.channel import Worker
 from tests.bench.workload import FIXED, LONGEST
 
 MODEL_REPOSITORY = Path("model_repository")
+EMPTY_MODEL = Path(__file__).with_name("empty_model.py")
 EXPERTS = ("grouped_mm", "batched_mm", "eager")  # what HF offers; the fastest is the peer
 SLOTS = 8
 WIDTH = 100  # of the table, also where the output is no terminal
@@ -51,15 +53,29 @@ class Figure:
 
 
 @contextmanager
-def server(engine: Path, checkpoint: Path, threads: int) -> Iterator[str]:
+def server(
+    engine: Path, checkpoint: Path, threads: int, repository: Path = MODEL_REPOSITORY
+) -> Iterator[str]:
     """The real server's gRPC address."""
     settings = Settings.load(
         engine=engine, checkpoint=checkpoint, slots=SLOTS, threads=threads, log_level="warning"
     )
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(scratch) / "triton.log"
-        with TritonServer(MODEL_REPOSITORY, env=settings.environment(), log=log) as triton:
+        with TritonServer(repository, env=settings.environment(), log=log) as triton:
             yield triton.grpc_url
+
+
+@contextmanager
+def empty_server(engine: Path, checkpoint: Path, threads: int) -> Iterator[str]:
+    """The address of the same server around a model that does nothing."""
+    with tempfile.TemporaryDirectory() as scratch:
+        repository = Path(scratch) / "repository"
+        shutil.copytree(MODEL_REPOSITORY, repository)
+        (model,) = repository.glob("*/1/model.py")
+        shutil.copyfile(EMPTY_MODEL, model)
+        with server(engine, checkpoint, threads, repository) as url:
+            yield url
 
 
 def fastest(workers: dict[str, Worker]) -> str:
@@ -87,6 +103,8 @@ def measure(engine: Path, checkpoint: Path, threads: int, turns: int) -> list[Fi
         }
         url = stack.enter_context(server(engine, checkpoint, threads))
         client = stack.enter_context(Client(url))
+        empty_url = stack.enter_context(empty_server(engine, checkpoint, threads))
+        empty = stack.enter_context(Client(empty_url))
         bars = stack.enter_context(Progress(console=Console(stderr=True), transient=True))
         task = bars.add_task("warming up", total=turns + 1)
         peer = fastest(peers)
@@ -108,6 +126,7 @@ def measure(engine: Path, checkpoint: Path, threads: int, turns: int) -> list[Fi
                     "seconds"
                 ],
                 "block grpc": lambda: served.one(client, ONE_BLOCK, BLOCKS),
+                "block empty": lambda: served.one(empty, ONE_BLOCK, BLOCKS),
                 "bare": lambda: ours.ask(what="bare", rows=SLOTS, passes=BARE_PASSES),
                 "eight": lambda: served.together(url, SLOTS, EIGHT),
             }.items():
@@ -141,6 +160,7 @@ def figures(samples: dict[str, list[Any]], peer: str) -> list[Figure]:
         median(b - a for a, b in zip(samples["block here"], samples["block grpc"], strict=True))
         * 1e3
     )
+    empty = median(samples["block empty"]) * 1e3
     bare, eight = of("bare", "tokens_per_second"), median(samples["eight"])
     reached = median(
         served / alone["tokens_per_second"]
@@ -186,6 +206,7 @@ def figures(samples: dict[str, list[Any]], peer: str) -> list[Figure]:
     return [
         *lines,
         Figure("Triton and gRPC, a block", f"{added:.2f} ms", "<= 3 ms", added <= 3),
+        Figure("  of it, around a model that does nothing", f"{empty:.2f} ms", "", None),
         Figure(f"bare engine and tail, {SLOTS} rows", f"{bare:.0f} tokens/s", "", None),
         Figure(f"{SLOTS} requests over gRPC", f"{eight:.0f} tokens/s", "", None),
         Figure("  of the bare engine", f"{reached:.0%}", ">= 90%", reached >= 0.9),
