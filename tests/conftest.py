@@ -31,7 +31,7 @@ LONGEST = (
     *("parity/test_generation", "triton/test_refuses_to_start", "dgemma_build/test_compile.py"),
     *("parity/test_engines", "triton/test_shutdown", "dgemma_build/test_stitch"),
     *("parity/test_quantized_engines", "dgemma_build/test_emit", "triton/test_bad_input"),
-    *("dgemma_build/test_gpu", "triton/", "parity/", "dgemma_build/quantize/"),
+    *("dgemma_build/test_gpu", "parity/", "triton/", "dgemma_build/quantize/"),
 )
 
 
