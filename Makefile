@@ -39,7 +39,7 @@ test: $(VENV)/.test
 	@$(BIN)/ruff check --quiet $(SOURCES)
 	$(BIN)/ruff format --quiet --check $(SOURCES)
 	$(BIN)/mypy
-	exec $(BIN)/python -m pytest $(PYTEST)
+	exec $(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder $(PYTEST)
 
 ## make bench          speed against Hugging Face's implementation and against the bare engine
 bench: $(VENV)/.test

@@ -8,16 +8,16 @@ import onnx
 import torch
 
 from dgemma.precision import policy_of
-from dgemma_build.emit import emit
 from dgemma_build.precision_pass import apply_precision
 from tests.dgemma_build.quantized import whole_groups
+from tests.shared import emitted
 
 GEOMETRY = whole_groups()
 
 
 @cache
 def _emitted(dtype: torch.dtype) -> bytes:
-    return emit(GEOMETRY, dtype).SerializeToString()
+    return emitted(GEOMETRY, dtype).SerializeToString()
 
 
 def graph(dtype: torch.dtype = torch.float32) -> onnx.ModelProto:

@@ -22,6 +22,7 @@ from dgemma.model.checkpoint import Checkpoint, hf_name
 from dgemma_build.engine import Built, build_engine
 from tests.dgemma.engine.fake_engine import geometry_of
 from tests.dgemma.model.tiny_weights import hf_tensors, random_network, write_weights
+from tests.shared import emitted
 
 GEOMETRY = geometry_of(hidden_size=24, vocab_size=40)
 SOURCE = random_network(GEOMETRY)
@@ -31,7 +32,7 @@ L = GEOMETRY.canvas_length
 @pytest.fixture(scope="module")
 def graph() -> onnx.ModelProto:
     """Emitted once; most of these tests are about what surrounds it."""
-    return dgemma_build.cpu.emit(GEOMETRY, fused=True)
+    return emitted(GEOMETRY, fused=True)
 
 
 @pytest.fixture(autouse=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 import dgemma_build.gpu
 from dgemma.errors import ConfigurationError
@@ -14,17 +15,20 @@ from dgemma.sealed import sha256
 from dgemma_build.compile import CompilationFailed
 from dgemma_build.engine import Built, build_engine, build_plan
 from dgemma_build.gpu import LOG, PLAN
-from tests.dgemma_build.quantized import whole_groups
+from tests.dgemma_build.graphs import GEOMETRY
+from tests.shared import emitted, graphs
 
-GEOMETRY = whole_groups()
 ONE_GATE = "layers.0.mlp.gate_proj.weight"
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all plans here, so that their graph is emitted once."""
+    """One for all plans here, beside which their graph is found emitted."""
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
-    return tmp_path_factory.mktemp("plans")
+    emitted(GEOMETRY, torch.bfloat16)
+    plans = tmp_path_factory.mktemp("plans")
+    (plans / "graphs").symlink_to(graphs())
+    return plans
 
 
 def build(directory: Path, precision: str, target: str = "sm121", rows: int = 4) -> Built:

@@ -19,16 +19,15 @@ from dgemma.manifest import FILE_NAME
 from dgemma_build.cpu import GRAPH, WEIGHTS
 from dgemma_build.engine import build_engine
 from tests.manifests import edit_manifest, renew_hashes
-from tests.oracle.checkpoints import FULL, write_tiny_checkpoint
+from tests.oracle.checkpoints import TEXT, write_tiny_checkpoint
 
 Damage = Callable[[Path], Any]
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(tmp_path_factory: pytest.TempPathFactory, emitted_once: None) -> Path:
     root = tmp_path_factory.mktemp("whole")
-    small: dict[str, Any] = {"num_hidden_layers": 1, "layer_types": [FULL], "num_experts": 2}
-    checkpoint = write_tiny_checkpoint(root / "checkpoint", **small)
+    checkpoint = write_tiny_checkpoint(root / "checkpoint")
     build_engine(checkpoint, "cpu", "fp32", root / "engine")
     return root / "engine"
 
@@ -73,7 +72,7 @@ def test_a_graph_that_takes_another_kind_of_pass_is_refused(engine: Path) -> Non
 
 
 def test_a_whole_engine_opens(engine: Path) -> None:
-    assert open_engine(engine).geometry.num_experts == 2
+    assert open_engine(engine).geometry.num_experts == TEXT["num_experts"]
 
 
 @pytest.mark.parametrize("name", [FILE_NAME, GRAPH, WEIGHTS])

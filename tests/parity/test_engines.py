@@ -47,7 +47,9 @@ class Kind:
 
 
 @pytest.fixture(scope="module")
-def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Experts], Kind]:
+def build(
+    tmp_path_factory: pytest.TempPathFactory, emitted_once: None
+) -> Callable[[Experts], Kind]:
     built: dict[int, Kind] = {}
 
     def get(experts: Experts) -> Kind:

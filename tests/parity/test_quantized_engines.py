@@ -47,7 +47,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=["fp8", "int4", "nvfp4"])
 def engine(
-    request: pytest.FixtureRequest, checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    checkpoint: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    emitted_once: None,
 ) -> Path:
     out = tmp_path_factory.mktemp(str(request.param)) / "engine"
     build_engine(checkpoint, "cpu", request.param, out)

@@ -145,6 +145,7 @@ def leave(opened: Stream, url: str, client: Leaving) -> Sample:
     )
 
 
+@pytest.mark.quiet
 @pytest.mark.parametrize(
     "client",
     [
