@@ -116,7 +116,7 @@ def _prune(listing: Listing, *, yes: bool, dry_run: bool) -> None:
         typer.echo(f"{size} would be freed" if removable else "nothing to remove", err=True)
         return
     if not yes:
-        if not sys.stdin.isatty():
+        if not _somebody_is_there():
             raise ConfigurationError("--prune asks before it removes; nobody is there: add --yes")
         typer.confirm(f"Remove {len(removable)} directories, {size}?", abort=True, err=True)
     left = 0
@@ -134,6 +134,10 @@ def _prune(listing: Listing, *, yes: bool, dry_run: bool) -> None:
     )
     if left:
         raise typer.Exit(FAILED)
+
+
+def _somebody_is_there() -> bool:
+    return sys.stdin.isatty()
 
 
 def _console() -> Console:

@@ -96,7 +96,7 @@ def open_first(
                 missed.append(Refusal(profile.name, str(error)))
                 continue
             why = "the preferred one of those that can be served here"
-            return loaded, _said(Selection.of(profile, why, missed))
+            return loaded, said(Selection.of(profile, why, missed))
         if profile.engine.manifest.target == here:
             missed.append(Refusal(profile.name, profile.refusal))
     others = (p for p in profiles if p.refusal and p.engine.manifest.target != here)
@@ -116,7 +116,7 @@ def open_named(
         raise ConfigurationError(
             f"{VARIABLE}: {profile.name}: {error}; {_fitting(others)}"
         ) from None
-    return loaded, _said(Selection.of(profile, why))
+    return loaded, said(Selection.of(profile, why))
 
 
 def nothing_fits(refused: Sequence[Refusal]) -> str:
@@ -144,7 +144,7 @@ def _fitting(profiles: Iterable[Profile]) -> str:
     return "these fit: " + ", ".join(names) if names else "no other fits either"
 
 
-def _said(selection: Selection) -> Selection:
+def said(selection: Selection) -> Selection:
     """One line of JSON for whoever collects logs, loud where it is not what was hoped for."""
     level = logging.ERROR if selection.fell_back_from else logging.INFO
     logger.log(level, "profile_selected %s", selection.to_json())

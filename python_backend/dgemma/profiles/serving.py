@@ -27,6 +27,7 @@ from dgemma.profiles.selection import (
     named,
     open_first,
     open_named,
+    said,
 )
 
 Loaded = TypeVar("Loaded")
@@ -90,7 +91,7 @@ def _open_directory(wanted: Wanted, load: Callable[[Profile], Loaded]) -> tuple[
     profile = Profile(engine, next(iter(weights_of(engine, stores))), None)
     if wanted.profile is not None:
         named([profile], wanted.place.parent, wanted.profile)
-    return open_named(profile, "the directory that the operator named", [], load)
+    return load(profile), said(Selection.of(profile, "in the directory that the operator named"))
 
 
 def _look(wanted: Wanted, machine: Machine) -> tuple[Inventory, list[Profile]]:
