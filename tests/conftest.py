@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from hypothesis import settings
 
 from dgemma_build.engine import build_engine
+
+if TYPE_CHECKING:
+    from tests.model_store import ModelStore
 
 # Small tensors gain nothing from threads and lose much to whatever else runs.
 torch.set_num_threads(1)
@@ -30,6 +34,14 @@ def demo_engine(demo_checkpoint: Path) -> Path:
     directory = REPOSITORY / "var" / "engines" / "demo-cpu-fp32"
     build_engine(demo_checkpoint, "cpu", "fp32", directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def model_store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
+    """Two precisions of a tiny checkpoint; copy it to change it."""
+    from tests.model_store import write_model_store  # brings Hugging Face's library
+
+    return write_model_store(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="session")

@@ -104,7 +104,7 @@ def test_what_is_used_or_built_is_kept_and_is_not_removed_later_either(tmp_path:
         assert now["used"].why == "in use" and now["used"].keep
         assert "is being built by process" in now["built.partial"].why
         for directory in (used, built):
-            with pytest.raises(ConfigurationError, match="in use|is being built by"):
+            with pytest.raises(ConfigurationError, match=r"in use|is being built by"):
                 remove(found[directory])
     in_use.close()
     assert removable(tmp_path) == {"used", "built.partial"}
