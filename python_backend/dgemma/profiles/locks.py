@@ -50,7 +50,7 @@ class InUse:
         descriptor = os.open(_manifest_of(directory) or directory, os.O_RDONLY)
         self._descriptors.append(descriptor)
         with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_SH)  # others have it for an instant at most
 
     def close(self) -> None:
         while self._descriptors:

@@ -19,6 +19,7 @@ from dgemma.profiles.locks import builder_of, building, unused
 from dgemma.profiles.profile import Profile
 
 GENERATIONS = 2  # of every profile: the newest, and the one before it to go back to
+_AGES = ("the newest of its name", "the one before, to go back to", "pinned")
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def remove(found: Found) -> None:
 
     Raises ConfigurationError where it is used or built by now, or cannot be removed.
     """
-    directory = found.directory
+    directory = found.directory.resolve()
     try:
         with building(_becomes(directory), _refuse), unused(directory) as free:
             if not free:
@@ -73,10 +74,7 @@ def remove(found: Found) -> None:
 
 
 def _references(profiles: Sequence[Profile], chosen: Profile | None) -> dict[Path, str]:
-    """Directory -> what refers to it; generations of a name, the newest first."""
-    generations: dict[str, list[Profile]] = defaultdict(list)
-    for profile in sorted(profiles, key=lambda p: p.written, reverse=True):
-        generations[profile.name].append(profile)
+    """Directory -> what refers to it: generations of a name, and of the weights of each of them."""
     reasons: dict[Path, str] = {}
 
     def refer(profile: Profile, why: str) -> None:
@@ -86,15 +84,16 @@ def _references(profiles: Sequence[Profile], chosen: Profile | None) -> dict[Pat
 
     if chosen is not None:
         refer(chosen, "would be served here")
-    for same in generations.values():
-        for profile in same[:GENERATIONS]:
-            why = (
-                "the newest of its name" if profile is same[0] else "the one before, to go back to"
-            )
-            refer(profile, why)
+    by_name: dict[str, dict[Path, list[Profile]]] = defaultdict(lambda: defaultdict(list))
     for profile in profiles:
-        if profile.engine.pinned:
-            refer(profile, "pinned")
+        by_name[profile.name][profile.engine.directory].append(profile)
+    for engines in by_name.values():
+        newest = sorted(engines.values(), key=lambda same: same[0].engine.written, reverse=True)
+        for age, same in enumerate(newest):
+            if age < GENERATIONS or same[0].engine.pinned:
+                # The first of them has the newest weights: see `ranked`.
+                for profile in same[:GENERATIONS]:
+                    refer(profile, _AGES[min(age, GENERATIONS)])
     return reasons
 
 

@@ -46,6 +46,14 @@ def test_weights_go_with_the_engines_that_need_them(tmp_path: Path) -> None:
     assert removable(tmp_path, ON_SPARK) == {"fp8-2", "int4"}
 
 
+def test_engines_and_weights_go_back_by_one_each(tmp_path: Path) -> None:
+    """Two engines of the newest weights would else be all that is kept."""
+    for age in range(3):
+        write_engine(tmp_path / f"plan-{age}", "fp8", "sm121", written=2e9 - age)
+        write_weights(tmp_path / f"fp8-{age}", "fp8", source=str(age), written=1e9 - age)
+    assert removable(tmp_path, ON_SPARK) == {"plan-2", "fp8-2"}
+
+
 def test_what_would_be_served_is_kept_however_old_it_is(tmp_path: Path) -> None:
     write_weights(tmp_path / "weights", "fp8")
     for age in range(3):
