@@ -63,16 +63,15 @@ def test_what_would_be_served_is_kept_however_old_it_is(tmp_path: Path) -> None:
     assert removable(tmp_path, ON_SPARK) == set()
 
 
-def test_what_is_pinned_stays_with_its_weights(tmp_path: Path) -> None:
-    write_weights(tmp_path / "weights", "fp8", written=1e8)
-    for age in range(2):
-        write_weights(tmp_path / f"newer-{age}", "fp8", source=f"newer-{age}")
+def test_what_is_pinned_stays_and_so_do_the_weights_of_a_plan(tmp_path: Path) -> None:
     for age in range(3):
         write_engine(tmp_path / f"cpu-{age}", written=1e9 - age)
-    (tmp_path / "cpu-2" / PIN).touch()
-    write_engine(tmp_path / "plan", "fp8", "sm89")
-    assert removable(tmp_path) == {"weights"}
-    (tmp_path / "plan" / PIN).touch()
+        write_engine(tmp_path / f"plan-{age}", "fp8", "sm89", written=1e9 - age)
+        write_weights(tmp_path / f"fp8-{age}", "fp8", source=str(age), written=1e9 - age)
+    assert removable(tmp_path) == {"cpu-2", "plan-2", "fp8-2"}
+    for name in ("cpu-2", "plan-2", "fp8-2"):
+        (tmp_path / name / PIN).touch()
+        assert judged(tmp_path)[name].why == "pinned"
     assert removable(tmp_path) == set()
 
 
