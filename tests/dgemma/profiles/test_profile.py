@@ -60,11 +60,11 @@ def test_of_one_precision_the_newest_weights_come_first(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        {"precision": "fp8", "policy": policy_of("fp8")},
+        {"policy": policy_of("fp8")},
         {"policy": policy_of("nvfp4", "all")},
         {"geometry": geometry_of(hidden_size=64)},
     ],
-    ids=["precision", "policy", "geometry"],
+    ids=["format", "policy", "geometry"],
 )
 def test_weights_of_something_else_are_not_a_plans(
     tmp_path: Path, other: dict[str, object]

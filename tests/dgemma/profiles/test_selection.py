@@ -89,7 +89,7 @@ def test_where_nothing_is_left_every_reason_is_given(store: Path) -> None:
         open_first(found(store), "cpu", failing("fp32", "fp8-new", "fp8-old"))
     message = str(caught.value)
     assert message.startswith("no engine can be served here:\n")
-    for reason in ("fp32: its", "fp8-new: its", "fp8-old: its", "this machine has no GPU"):
+    for reason in ("fp32: its", "fp8-new: its", "fp8-old: its", "needs tensorrt_rtx"):
         assert reason in message
 
 
