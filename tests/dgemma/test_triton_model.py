@@ -246,10 +246,11 @@ def start_in(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Tr
 
 
 def test_a_missing_setting_refuses_the_start_and_says_what_to_set(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    environment = {"DGEMMA_CHECKPOINT": str(tmp_path), "NIM_CACHE_PATH": str(tmp_path / "none")}
     with pytest.raises(pb.TritonModelException, match="NIM_MODEL_PATH: not set; set it to the"):
-        start_in({}, monkeypatch)
+        start_in(environment, monkeypatch)
 
 
 def test_a_missing_engine_refuses_the_start(
