@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 # Small tensors gain nothing from threads and lose much to whatever else runs; nor do they in the
 # processes that tests start, which read this as they import torch.
@@ -18,6 +19,9 @@ from hypothesis import settings
 import dgemma_build.cpu
 from dgemma_build.engine import build_engine
 from tests.shared import emitted, locked, shared_directory
+
+if TYPE_CHECKING:
+    from tests.model_store import ModelStore
 
 torch.set_num_threads(1)
 # The same examples in every run, however slow the machine.
@@ -73,6 +77,14 @@ def demo_engine(demo_checkpoint: Path) -> Path:
     with locked("demo-engine"):
         build_engine(demo_checkpoint, "cpu", "fp32", directory)
     return directory
+
+
+@pytest.fixture(scope="session")
+def model_store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
+    """Two precisions of a tiny checkpoint; copy it to change it."""
+    from tests.model_store import write_model_store  # brings Hugging Face's library
+
+    return write_model_store(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from dgemma.errors import DgemmaError
 from dgemma_build import cli_targets
 from dgemma_build.engine import build_engine, build_from_store, build_plan
 from dgemma_build.geometries import named_geometry
+from dgemma_build.progress import shown
 from dgemma_build.quantize.command import quantize
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -62,16 +62,8 @@ def engine(
         raise typer.BadParameter("name one of --checkpoint, --store and --geometry")
     if geometry is None and (max_rows, max_context) != (None, None):
         raise typer.BadParameter("--max-rows and --max-context go with --geometry")
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
-
-        try:
+    try:
+        with shown(console) as progress:
             if checkpoint is not None:
                 built = build_engine(
                     checkpoint, target, precision or "fp32", out, progress, targets=targets
@@ -89,11 +81,14 @@ def engine(
                     max_context=max_context,
                     targets=targets,
                 )
-        except DgemmaError as error:
-            bars.stop()
-            console.print("error:", style="red", end=" ")
-            console.print(str(error), markup=False, highlight=False, soft_wrap=True)
-            raise typer.Exit(2) from None
+    except DgemmaError as error:
+        console.print("error:", style="red", end=" ")
+        console.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        raise typer.Exit(2) from None
     state = "is up to date" if built.up_to_date else "built"
     line = f"{out}: {target} {built.manifest.precision} engine {state}"
     console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    app()

@@ -18,7 +18,9 @@ from dgemma.geometry import Geometry
 from dgemma.manifest import FILE_NAME, Manifest
 from dgemma.model.checkpoint import Checkpoint
 from dgemma.precision import Policy, policy_of
+from dgemma.profiles.locks import building
 from dgemma.sealed import FileRecord
+from dgemma.store_manifest import StoreManifest
 from dgemma.weight_store import WeightStore
 from dgemma_build import compile as compiler
 from dgemma_build import cpu, gpu, precision_pass, profiles
@@ -85,7 +87,12 @@ def build_engine(
     files = {checkpoint / "config.json", *tensors.files.values()}
     contents = sorted((path.name, FileRecord.of(path).sha256) for path in files)
     wanted = _Wanted(target, precision, policy_of(precision), geometry, _digest(str(contents)))
-    return _build(out, wanted, lambda work: cpu.from_checkpoint(tensors, geometry, work, progress))
+    return _build(
+        out,
+        wanted,
+        progress,
+        lambda work: cpu.from_checkpoint(tensors, geometry, work, progress),
+    )
 
 
 def build_from_store(
@@ -99,19 +106,19 @@ def build_from_store(
 ) -> Built:
     """Make `out` an engine of a weight store; without `precision`, of the one it holds.
 
-    Raises ConfigurationError for a store that is not whole, to the last bit, or holds another
+    A plan takes the store's geometry and policy and none of its weights. Raises ConfigurationError
+    for a store that is not whole, to the last bit where its weights are taken, or holds another
     precision.
     """
-    weights = WeightStore.open(store, deep=True)
-    held = weights.manifest
+    held = StoreManifest.read(store)
     held.expect(store, precision=precision)
     if _supported(target, held.precision, targets).flavour != "onnxruntime":
-        raise ConfigurationError(
-            f"a plan for {target} does not depend on a store; build it with --geometry"
-        )
+        plan = (held.geometry, target, held.precision, out, progress)
+        return build_plan(*plan, policy=held.policy, targets=targets)
+    weights = WeightStore.open(store, deep=True)
     source = _digest(held.source + held.recipe)
     wanted = _Wanted(target, held.precision, held.policy, held.geometry, source)
-    return _build(out, wanted, lambda work: cpu.from_store(weights, work, progress))
+    return _build(out, wanted, progress, lambda work: cpu.from_store(weights, work, progress))
 
 
 def build_plan(
@@ -121,6 +128,7 @@ def build_plan(
     out: Path,
     progress: Progress = lambda what, done, total: None,
     *,
+    policy: Policy | None = None,
     max_rows: int | None = None,
     max_context: int | None = None,
     targets: Path | None = None,
@@ -128,8 +136,8 @@ def build_plan(
     """Make `out` a TensorRT plan of a geometry, without weights: those are any store's of it.
 
     Passes have up to `max_rows` rows, two for each slot, over slots of `max_context` tokens; both
-    are the target's where they are not given. Raises ConfigurationError for a target that has no
-    GPU or cannot be compiled for here.
+    are the target's where they are not given, as `policy` is the precision's. Raises
+    ConfigurationError for a target that has no GPU or cannot be compiled for here.
     """
     found = _supported(target, precision, targets)
     if found.flavour == "onnxruntime":
@@ -141,11 +149,12 @@ def build_plan(
     envelope = Envelope(max(1, rows // 2), rows, context)
     version = getattr(FLAVOURS[found.flavour].load(), "__version__", "")
     source = _digest(f"{found.flavour} {version} {found.compute_capability} {envelope}")
-    wanted = _Wanted(target, precision, policy_of(precision), geometry, source)
+    wanted = _Wanted(target, precision, policy or policy_of(precision), geometry, source)
     cache = out.parent / "graphs"
     return _build(
         out,
         wanted,
+        progress,
         lambda work: gpu.from_geometry(
             geometry, wanted.policy, found, envelope, cache, work, progress
         ),
@@ -170,10 +179,20 @@ def _digest(weights: str) -> str:
     return digest.hexdigest()
 
 
-def _build(out: Path, wanted: _Wanted, make: Callable[[Path], Parts]) -> Built:
-    """`make` fills an empty directory, which takes its place once it is whole."""
+def _build(out: Path, wanted: _Wanted, progress: Progress, make: Callable[[Path], Parts]) -> Built:
+    """`make` fills an empty directory, which takes its place once it is whole.
+
+    Of two processes that build the same the second waits, and finds what the first has made.
+    """
     if (found := _existing(out, wanted)) is not None:
         return Built(found, up_to_date=True)
+    with building(out, lambda owner: progress(f"waiting for {owner}", 0, 1)):
+        if (found := _existing(out, wanted)) is not None:
+            return Built(found, up_to_date=True)
+        return Built(_made(out, wanted, make), up_to_date=False)
+
+
+def _made(out: Path, wanted: _Wanted, make: Callable[[Path], Parts]) -> Manifest:
     work = out.with_name(out.name + ".partial")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -193,7 +212,7 @@ def _build(out: Path, wanted: _Wanted, make: Callable[[Path], Parts]) -> Built:
         _replace(work, out)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    return Built(manifest, up_to_date=False)
+    return manifest
 
 
 def _existing(out: Path, wanted: _Wanted) -> Manifest | None:

@@ -18,6 +18,10 @@ from dgemma.errors import ConfigurationError
 from dgemma.generation import GenerationDefaults
 from dgemma.geometry import Geometry, read_config
 from dgemma.manifest import Manifest
+from dgemma.profiles.locks import InUse
+from dgemma.profiles.profile import Profile
+from dgemma.profiles.selection import Selection
+from dgemma.profiles.serving import Wanted, open_wanted
 from dgemma.request import Request, RequestParser
 from dgemma.scheduler.scheduler import Scheduler
 from dgemma.tail.draws import SeededDraws
@@ -27,21 +31,27 @@ from dgemma.tail.tail import Tail
 
 @dataclass(frozen=True)
 class Parts:
-    """What a service needs: one to understand requests, one to run them."""
+    """What a service needs: one to understand requests, one to run them; and what runs them."""
 
     parser: RequestParser
     scheduler: Scheduler
+    selection: Selection
+    in_use: InUse  # as long as the engine is
 
 
 def assemble(
-    engine_directory: Path,
+    models: Path,
     checkpoint: Path,
     *,
+    profile: str | None = None,
     slots: int,
     max_model_len: int | None = None,
     threads: int = 0,
 ) -> Parts:
-    """Load everything; ConfigurationError says which file or setting is at fault."""
+    """Load everything; ConfigurationError says which file or setting is at fault.
+
+    `models` is an engine directory, or a model store of which `profile` or the best is loaded.
+    """
     defaults = GenerationDefaults.from_checkpoint(checkpoint)
     tokenizer = ChatTokenizer.from_checkpoint(checkpoint)
     geometry = Geometry.from_checkpoint(checkpoint)
@@ -49,7 +59,12 @@ def assemble(
         max_model_len or geometry.max_position_embeddings, geometry.max_position_embeddings
     )
     capacity = Capacity(slots, context, 2 * slots)
-    engine = open_engine(engine_directory, geometry, checkpoint, capacity, threads)
+    in_use = InUse()
+
+    def load(profile: Profile) -> Engine:
+        return open_engine(profile.engine.directory, geometry, checkpoint, capacity, threads)
+
+    engine, selection = open_wanted(Wanted(models, profile, geometry), load, in_use)
     # What torch does on the host is too small to share, and more threads of its own would fight
     # the engine's for the cores.
     torch.set_num_threads(1)
@@ -70,7 +85,7 @@ def assemble(
         max_model_len=context,
         image_token_ids=_image_tokens(checkpoint),
     )
-    return Parts(parser, Scheduler(engine, tail, answer))
+    return Parts(parser, Scheduler(engine, tail, answer), selection, in_use)
 
 
 def open_engine(

@@ -1,4 +1,4 @@
-"""`dgemma`: text from a server on the command line, and the replay of a tape.
+"""`dgemma`: text from a server on the command line, the service itself, and the replay of a tape.
 
 Knows options, exit codes and what goes to which stream; the work is done by `dgemma.client`,
 `dgemma.watch` and `dgemma.replay`.
@@ -23,6 +23,7 @@ from rich.console import Console
 
 from dgemma import __version__
 from dgemma.cli_arguments import prompt_options, sampling_options, template_text
+from dgemma.cli_profiles import show_profiles
 from dgemma.client import (
     DEFAULT_TIMEOUT_S,
     DEFAULT_URL,
@@ -39,6 +40,7 @@ from dgemma.watch import visible, watch
 SERVER_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+app.command("profiles")(show_profiles)
 
 
 class Preset(StrEnum):

@@ -30,6 +30,7 @@ def serve(model_repository: Path) -> None:
         host=settings.host,
         grpc_port=settings.grpc_port,
         metrics_port=settings.metrics_port,
+        start_timeout_s=settings.start_timeout_s,
         drain_timeout_s=settings.drain_timeout_s,
     )
     with _on_signal(_interrupt), server, _on_signal(stop.set):

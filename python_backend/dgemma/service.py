@@ -15,6 +15,8 @@ from typing import Protocol
 from dgemma.answer import annotate
 from dgemma.chat import ChatTokenizer
 from dgemma.errors import DgemmaError, EngineFailure, Unavailable
+from dgemma.profiles.locks import InUse
+from dgemma.profiles.selection import Selection
 from dgemma.request import RawRequest, Request
 from dgemma.scheduler.events import Event, Finished, Sink, Usage
 from dgemma.settings import Settings
@@ -50,8 +52,17 @@ class Service:
     A sink must neither block nor raise. Its last event is a `Finished`, whatever happens.
     """
 
-    def __init__(self, parser: Parser, scheduler: PassScheduler, annotate: Annotate) -> None:
-        self.annotate = annotate
+    def __init__(
+        self,
+        parser: Parser,
+        scheduler: PassScheduler,
+        annotate: Annotate,
+        selection: Selection | None = None,
+        in_use: InUse | None = None,
+    ) -> None:
+        """`selection` says what runs; `in_use` is what nobody may remove until `close`."""
+        self.annotate, self.selection = annotate, selection
+        self._in_use = in_use or InUse()
         self._parser, self._scheduler = parser, scheduler
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._lock = threading.Condition()  # guards the next two
@@ -72,14 +83,21 @@ class Service:
         from dgemma.assemble import assemble  # brings torch, which is not needed to test threads
 
         parts = assemble(
-            settings.engine,
+            settings.models,
             settings.checkpoint,
+            profile=settings.profile,
             slots=settings.slots,
             max_model_len=settings.max_model_len,
             threads=settings.threads or 0,
         )
         tokenizer = ChatTokenizer.from_checkpoint(settings.checkpoint)
-        return cls(parts.parser, parts.scheduler, partial(annotate, tokenizer))
+        return cls(
+            parts.parser,
+            parts.scheduler,
+            partial(annotate, tokenizer),
+            parts.selection,
+            parts.in_use,
+        )
 
     def parse(self, raw: RawRequest, request_id: str) -> Request:
         """Check a request, on the caller's thread; raises InvalidRequest naming the field."""
@@ -117,6 +135,7 @@ class Service:
         self._refuse("the service has stopped; start it again")
         self._inbox.put(self._stop)
         self._thread.join()
+        self._in_use.close()
 
     def _refuse(self, why: str) -> None:
         with self._lock:

@@ -25,6 +25,7 @@ def _lower(value: object) -> object:
 
 
 Directory = Annotated[Path, AfterValidator(_existing)]
+DEFAULT_CACHE = "/opt/nim/.cache"
 Port = Annotated[int, Field(ge=0, le=65535)]  # 0 = any free port
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)]
 
@@ -36,9 +37,21 @@ class Settings(BaseSettings):
         case_sensitive=True, env_ignore_empty=True, extra="forbid", frozen=True
     )
 
-    engine: Directory = Field(
+    engine: Directory | None = Field(
+        None,
         validation_alias="NIM_MODEL_PATH",
-        description="the engine directory that `dgemma-build engine --out DIR` wrote",
+        description="the engine directory that `dgemma-build engine --out DIR` wrote, or a model "
+        "store to choose one from",
+    )
+    cache: Path = Field(
+        Path(DEFAULT_CACHE),
+        validation_alias="NIM_CACHE_PATH",
+        description="the model store that is used where NIM_MODEL_PATH is not set",
+    )
+    profile: str | None = Field(
+        None,
+        validation_alias="NIM_MODEL_PROFILE",
+        description="name or id of one profile of the model store, as `dgemma profiles` lists them",
     )
     checkpoint: Directory = Field(
         validation_alias="DGEMMA_CHECKPOINT",
@@ -91,6 +104,14 @@ class Settings(BaseSettings):
         validation_alias="DGEMMA_DRAIN_TIMEOUT_S",
         description="whole seconds that running requests get when the service stops: 0 to 3600",
     )
+    start_timeout_s: int = Field(
+        1800,
+        ge=10,
+        le=86400,
+        validation_alias="DGEMMA_START_TIMEOUT_S",
+        description="whole seconds until the service must be ready, the building of an engine at "
+        "the first start included: 10 to 86400",
+    )
     log_level: LogLevel = Field(
         "info",
         validation_alias="NIM_LOG_LEVEL",
@@ -104,7 +125,7 @@ class Settings(BaseSettings):
         Raises ConfigurationError naming the variable, what it was and what is allowed.
         """
         try:
-            return cls(**{variable_of(key): v for key, v in keywords.items() if v is not None})
+            loaded = cls(**{variable_of(key): v for key, v in keywords.items() if v is not None})
         except ValidationError as error:
             first = error.errors()[0]
             variable, value = str(first["loc"][0]), first["input"]
@@ -119,6 +140,18 @@ class Settings(BaseSettings):
             raise ConfigurationError(
                 f"{variable}: got {str(value)!r}: {detail}; expected: {allowed}"
             ) from None
+
+        if loaded.engine is None and not loaded.cache.is_dir():
+            raise ConfigurationError(
+                f"NIM_MODEL_PATH: not set; set it to {cls.model_fields['engine'].description}; "
+                f"there is no model store at {loaded.cache} either, where NIM_CACHE_PATH points"
+            )
+        return loaded
+
+    @property
+    def models(self) -> Path:
+        """An engine directory or a model store."""
+        return self.engine or self.cache.resolve()
 
     def environment(self) -> dict[str, str]:
         """The variables that give another process these settings."""

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from dgemma.errors import DgemmaError, EngineFailure, InvalidRequest
+from dgemma.profiles.selection import Selection
 from dgemma.reply import Reply, Response
 from dgemma.request import RawRequest
 from dgemma.responder import Conversation, Responder
@@ -65,6 +66,7 @@ class TritonModel:
         self._responder = Responder(service.cancel)
         service.after_passes(self._responder.poll)
         self._numbers = itertools.count(1)
+        self._metrics = _profile_metric(pb_utils, service.selection) if service.selection else None
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Check and queue the requests; their responses come from another thread."""
@@ -92,6 +94,24 @@ class TritonModel:
             logger.warning("cancelling what did not finish in %s s", self._drain_timeout_s)
         self._service.close()
         self._responder.close()
+
+
+def _profile_metric(pb_utils: Any, selection: Selection) -> tuple[Any, Any]:
+    """A metric whose labels say what is served, so that a fleet that fell back can be seen."""
+    family = pb_utils.MetricFamily(
+        name="dgemma_profile_info",
+        description="The profile that is served; fell_back: a better one could not be",
+        kind=pb_utils.MetricFamily.GAUGE,
+    )
+    labels = {
+        "profile": selection.name,
+        "id": selection.id,
+        "revision": selection.revision,
+        "fell_back": str(bool(selection.fell_back_from)).lower(),
+    }
+    metric = family.Metric(labels=labels)
+    metric.set(1)
+    return family, metric  # they last as long as these objects
 
 
 class TritonChannel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +25,32 @@ class TritonError(Exception):
     def __init__(self, message: str, code: int = INTERNAL) -> None:
         super().__init__(message)
         self.code = code
+
+
+@dataclass
+class Metric:
+    labels: dict[str, str]
+    value: float = 0.0
+
+    def set(self, value: float) -> None:
+        self.value = value
+
+
+class MetricFamily:
+    """Remembers every metric of every family."""
+
+    COUNTER, GAUGE = range(2)
+    made: ClassVar[list[tuple[str, Metric]]] = []
+
+    def __init__(self, name: str, description: str, kind: int) -> None:
+        assert kind in (self.COUNTER, self.GAUGE) and description
+        self._name = name
+
+    def Metric(self, labels: dict[str, str]) -> Metric:
+        assert all(isinstance(text, str) for pair in labels.items() for text in pair)
+        metric = Metric(labels)
+        MetricFamily.made.append((self._name, metric))
+        return metric
 
 
 @dataclass(frozen=True)

@@ -247,6 +247,8 @@ def test_serve_without_settings_says_which_one_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("NIM_MODEL_PATH", raising=False)
+    monkeypatch.setenv("NIM_CACHE_PATH", str(tmp_path / "none"))
+    monkeypatch.setenv("DGEMMA_CHECKPOINT", str(tmp_path))
     fails(run("serve", "--model-repository", str(tmp_path)), 2, "NIM_MODEL_PATH: not set; set it")
 
 

@@ -57,6 +57,7 @@ def test_log_level_is_not_case_sensitive(environment: pytest.MonkeyPatch) -> Non
         ("DGEMMA_SCHEDULER", "lottery"),
         ("DGEMMA_THREADS", "-1"),
         ("DGEMMA_DRAIN_TIMEOUT_S", "-1"),
+        ("DGEMMA_START_TIMEOUT_S", "9"),
         ("NIM_LOG_LEVEL", "loud"),
     ],
 )
@@ -72,9 +73,23 @@ def test_a_bad_value_is_refused_by_variable_and_value(
 
 
 def test_a_missing_directory_variable_says_what_to_set(environment: pytest.MonkeyPatch) -> None:
-    environment.delenv("NIM_MODEL_PATH")
-    with pytest.raises(ConfigurationError, match=r"^NIM_MODEL_PATH: not set.*dgemma-build engine"):
+    environment.delenv("DGEMMA_CHECKPOINT")
+    with pytest.raises(ConfigurationError, match=r"^DGEMMA_CHECKPOINT: not set.*the checkpoint"):
         Settings.load()
+
+
+def test_the_models_are_at_one_of_two_places(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment.setenv("NIM_CACHE_PATH", str(tmp_path / "cache"))
+    assert Settings.load().models == tmp_path
+    environment.delenv("NIM_MODEL_PATH")
+    with pytest.raises(ConfigurationError) as refused:
+        Settings.load()
+    assert str(refused.value).startswith("NIM_MODEL_PATH: not set; set it to the engine directory")
+    assert f"no model store at {tmp_path}/cache either, where NIM_CACHE_PATH" in str(refused.value)
+    (tmp_path / "cache").mkdir()
+    assert Settings.load().models == tmp_path / "cache"
 
 
 def test_environment_gives_another_process_the_same_settings(

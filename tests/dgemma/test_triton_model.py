@@ -13,6 +13,7 @@ import pytest
 from dgemma import triton_model
 from dgemma.answer import Delta
 from dgemma.errors import EngineFailure, InvalidRequest
+from dgemma.profiles.selection import Refusal, Selection
 from dgemma.request import RawRequest, Request, StreamMode
 from dgemma.scheduler.events import Block, Finished, Sink
 from dgemma.service import Service
@@ -222,6 +223,17 @@ def test_finalize_ends_the_threads() -> None:
         assert set(threading.enumerate()) == before
 
 
+def test_what_is_served_is_a_metric() -> None:
+    selection = Selection("abc", "cpu-int4", "/e", None, "rev", "why", (Refusal("cpu-fp32", "no"),))
+    service = Service(EchoParser(), EchoScheduler(), annotate, selection)
+    pb.MetricFamily.made.clear()
+    serving = TritonModel(pb, service, PATIENCE_S)
+    [(name, metric)] = pb.MetricFamily.made
+    assert (name, metric.value) == ("dgemma_profile_info", 1)
+    assert metric.labels["profile"] == "cpu-int4" and metric.labels["fell_back"] == "true"
+    serving.finalize()
+
+
 # Start-up
 
 
@@ -234,10 +246,11 @@ def start_in(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Tr
 
 
 def test_a_missing_setting_refuses_the_start_and_says_what_to_set(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    environment = {"DGEMMA_CHECKPOINT": str(tmp_path), "NIM_CACHE_PATH": str(tmp_path / "none")}
     with pytest.raises(pb.TritonModelException, match="NIM_MODEL_PATH: not set; set it to the"):
-        start_in({}, monkeypatch)
+        start_in(environment, monkeypatch)
 
 
 def test_a_missing_engine_refuses_the_start(

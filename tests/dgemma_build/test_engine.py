@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from dgemma.engine.torch_reference import TorchReference
 from dgemma.errors import ConfigurationError
 from dgemma.manifest import FILE_NAME, Manifest
 from dgemma.model.checkpoint import Checkpoint, hf_name
+from dgemma.profiles.locks import building
 from dgemma_build.engine import Built, build_engine
 from tests.dgemma.engine.fake_engine import geometry_of
 from tests.dgemma.model.tiny_weights import hf_tensors, random_network, write_weights
@@ -229,6 +231,29 @@ def test_what_a_killed_build_left_is_cleared_away(checkpoint: Path, tmp_path: Pa
         (tmp_path / name / "weights.safetensors").write_bytes(b"half")
     build(checkpoint, tmp_path / "engine")
     assert neighbours(tmp_path / "engine") == {"engine"}
+
+
+def test_of_two_builders_the_second_waits_and_finds_what_the_first_has_made(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    out, told = tmp_path / "engine", threading.Event()
+    built: list[Built] = []
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what.startswith("waiting for process "):
+            told.set()
+
+    second = threading.Thread(
+        target=lambda: built.append(build_engine(checkpoint, "cpu", "fp32", out, progress))
+    )
+    with building(out):
+        second.start()
+        assert told.wait(20)
+        build(checkpoint, tmp_path / "first")
+        (tmp_path / "first").rename(out)
+    second.join()
+    assert built[0].up_to_date
+    assert neighbours(out) == {"engine"}
 
 
 # What is refused

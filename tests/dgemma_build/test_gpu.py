@@ -13,11 +13,16 @@ from dgemma.manifest import FILE_NAME, Manifest
 from dgemma.precision import BLOCK_SCALE, ROW_SCALE, policy_of
 from dgemma.sealed import sha256
 from dgemma_build.compile import CompilationFailed
-from dgemma_build.engine import Built, build_engine, build_plan
+from dgemma_build.engine import Built, build_engine, build_from_store, build_plan
 from dgemma_build.gpu import LOG, PLAN
+from dgemma_build.parts import Parts
+from dgemma_build.quantize.run import quantize_checkpoint
+from tests.dgemma.model.tiny_weights import hf_tensors, random_network, write_weights
 from tests.dgemma_build.graphs import GEOMETRY
+from tests.plans import RUNTIME
 from tests.shared import emitted, graphs
 
+NETWORK = random_network(GEOMETRY)
 ONE_GATE = "layers.0.mlp.gate_proj.weight"
 
 
@@ -99,6 +104,27 @@ def test_an_added_target_is_compiled_for(directory: Path, tmp_path: Path) -> Non
     out = directory / "sm86"
     build_plan(GEOMETRY, "sm86", "bf16", out, targets=tmp_path)
     assert Manifest.read(out).runtime.compute_capability == 86
+
+
+def test_a_store_says_the_geometry_and_the_policy_of_a_plan(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """None of its weights are read."""
+
+    def compiled(*arguments: object) -> Parts:
+        work = arguments[5]
+        assert isinstance(work, Path)
+        (work / PLAN).write_bytes(b"a plan")
+        return Parts(RUNTIME, PLAN, (), ())
+
+    checkpoint = write_weights(tmp_path / "checkpoint", GEOMETRY, hf_tensors(NETWORK))
+    quantize_checkpoint(checkpoint, "nvfp4", tmp_path / "store", "all")
+    (tmp_path / "store" / "rest.safetensors").unlink()
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    monkeypatch.setattr(dgemma_build.gpu, "from_geometry", compiled)
+    made = build_from_store(tmp_path / "store", "sm121", None, tmp_path / "engine").manifest
+    assert (made.geometry, made.precision) == (GEOMETRY, "nvfp4")
+    assert made.policy == policy_of("nvfp4", "all") != policy_of("nvfp4")
 
 
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:

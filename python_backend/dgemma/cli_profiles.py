@@ -1,0 +1,151 @@
+"""`dgemma profiles`: what a model store holds, what would be served, and what can go.
+
+Knows options, exit codes and what goes to which stream. Also installed as `list-model-profiles`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.filesize import decimal
+
+from dgemma.compatibility import target_of
+from dgemma.errors import ConfigurationError
+from dgemma.geometry import Geometry
+from dgemma.machine import Machine
+from dgemma.profiles.first_start import sources
+from dgemma.profiles.inventory import Inventory
+from dgemma.profiles.listing import Listing
+from dgemma.profiles.profile import Profile, profiles
+from dgemma.profiles.prune import freed, remove, verdicts
+from dgemma.profiles.selection import empty, named
+from dgemma.settings import DEFAULT_CACHE
+
+BAD_INPUT, FAILED = 2, 1
+_WIDE = 200  # columns, where nobody watches
+
+
+def show_profiles(
+    store: Annotated[
+        Path | None,
+        typer.Argument(help="Model store; without it NIM_MODEL_PATH's, or NIM_CACHE_PATH's."),
+    ] = None,
+    profile: Annotated[
+        str | None,
+        typer.Option(envvar="NIM_MODEL_PROFILE", help="What a service is told to serve."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(envvar="DGEMMA_CHECKPOINT", help="Checkpoint that is to be served."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hash every file; sizes are compared anyhow.")
+    ] = False,
+    prune: Annotated[
+        bool, typer.Option("--prune", help="Remove what nothing refers to, after asking.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what --prune would remove, and stop.")
+    ] = False,
+) -> None:
+    """List the engines and weights of a model store, and which of them would be served here."""
+    # An argument that a shell gave as "" is one that was not given, as for every variable.
+    root = store or Path(
+        os.environ.get("NIM_MODEL_PATH") or os.environ.get("NIM_CACHE_PATH") or DEFAULT_CACHE
+    )
+    try:
+        geometry = Geometry.from_checkpoint(checkpoint) if checkpoint else None
+        listing = look(root, Machine.here(), profile or None, geometry, deep=verify)
+        if as_json:
+            typer.echo(json.dumps(listing.to_json(), indent=1))
+        else:
+            _console().print(listing.tables())
+        if prune or dry_run:
+            _prune(listing, yes=yes, dry_run=dry_run)
+    except ConfigurationError as error:
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(BAD_INPUT) from None
+
+
+def look(
+    root: Path,
+    machine: Machine,
+    wanted: str | None = None,
+    geometry: Geometry | None = None,
+    *,
+    deep: bool = False,
+) -> Listing:
+    """A model store as a service that starts on `machine` would find it."""
+    inventory = Inventory.of(root, deep)
+    found = profiles(inventory, machine, geometry)
+    chosen, why = _choice(found, root, wanted)
+    target = target_of(machine)
+    lacks_engine = not any(p.refusal is None and p.engine.manifest.target == target for p in found)
+    to_build_of = sources(inventory.weights, target) if lacks_engine else []
+    return Listing(
+        inventory, machine, found, chosen, why, verdicts(inventory, found, chosen, to_build_of)
+    )
+
+
+def _choice(found: list[Profile], root: Path, wanted: str | None) -> tuple[Profile | None, str]:
+    if wanted is not None:
+        try:
+            return named(found, root, wanted), "named by NIM_MODEL_PROFILE"
+        except ConfigurationError as error:
+            return None, str(error)
+    chosen = next((profile for profile in found if profile.refusal is None), None)
+    if chosen is not None:
+        return chosen, "the preferred one of those that can be served here"
+    return None, "no engine fits this machine" if found else empty(root)
+
+
+def _prune(listing: Listing, *, yes: bool, dry_run: bool) -> None:
+    removable = listing.removable
+    size = decimal(freed(removable))
+    for found in removable:
+        typer.echo(f"{'would remove' if dry_run else 'to remove'} {found.directory}", err=True)
+    if dry_run or not removable:
+        typer.echo(f"{size} would be freed" if removable else "nothing to remove", err=True)
+        return
+    if not yes:
+        if not _somebody_is_there():
+            raise ConfigurationError("--prune asks before it removes; nobody is there: add --yes")
+        typer.confirm(f"Remove {len(removable)} directories, {size}?", abort=True, err=True)
+    left = 0
+    for found in removable:
+        try:
+            remove(found)
+        except ConfigurationError as error:
+            left += 1
+            typer.echo(f"error: {error}", err=True)
+    typer.echo(
+        f"removed {len(removable) - left}, freed {size}"
+        if not left
+        else f"removed {len(removable) - left}, {left} are left",
+        err=True,
+    )
+    if left:
+        raise typer.Exit(FAILED)
+
+
+def _somebody_is_there() -> bool:
+    return sys.stdin.isatty()
+
+
+def _console() -> Console:
+    return (
+        Console(highlight=False) if sys.stdout.isatty() else Console(width=_WIDE, highlight=False)
+    )
+
+
+def main() -> None:
+    """`list-model-profiles`."""
+    typer.run(show_profiles)

@@ -1,0 +1,119 @@
+"""What is in a model store, as the manifests say it.
+
+Knows how to read a tree of directories; judges nothing but whether each can be read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from dgemma.errors import ConfigurationError
+from dgemma.manifest import Manifest
+from dgemma.profiles.layout import ENGINE, PIN, UNFINISHED, WEIGHTS, directories, files
+from dgemma.sealed import sha256
+from dgemma.store_manifest import StoreManifest
+
+# The names are those of NIM with the target in them; every profile is of one GPU.
+NAME = "{flavour}-{target}-{precision}-tp1-pp1"
+
+
+@dataclass(frozen=True)
+class Found:
+    """A directory of a store; `written` is the time of its manifest, in seconds of Unix."""
+
+    directory: Path
+    size: int
+    written: float
+    pinned: bool
+
+
+@dataclass(frozen=True)
+class FoundEngine(Found):
+    """`id` is the digest of its manifest, which has the digests of its files."""
+
+    id: str
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class FoundWeights(Found):
+    """A weight store; its `id` as of an engine."""
+
+    id: str
+    manifest: StoreManifest
+
+
+@dataclass(frozen=True)
+class Broken(Found):
+    """What was never finished, or is no longer what its manifest says; `name` says what it is."""
+
+    name: str
+    why: str
+
+    @property
+    def unfinished(self) -> bool:
+        return self.directory.suffix in UNFINISHED
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Everything in `root`."""
+
+    root: Path
+    engines: tuple[FoundEngine, ...]
+    weights: tuple[FoundWeights, ...]
+    broken: tuple[Broken, ...]
+
+    @property
+    def everything(self) -> tuple[Found, ...]:
+        return (*self.engines, *self.weights, *self.broken)
+
+    @classmethod
+    def of(cls, root: Path, deep: bool = False) -> Inventory:
+        """Files are held to their sizes, if `deep` to their hashes.
+
+        ConfigurationError where there is no such directory.
+        """
+        if not root.is_dir():
+            raise ConfigurationError(f"{root}: no engine here: no such directory")
+        found = [read(directory, deep) for directory in sorted(directories(root))]
+        return cls(
+            root,
+            tuple(f for f in found if isinstance(f, FoundEngine)),
+            tuple(f for f in found if isinstance(f, FoundWeights)),
+            tuple(f for f in found if isinstance(f, Broken)),
+        )
+
+
+def read(directory: Path, deep: bool = False) -> Found:
+    """What a directory holds."""
+    is_store = (directory / WEIGHTS).exists()
+    path = directory / (WEIGHTS if is_store else ENGINE)
+    try:
+        written = path.stat().st_mtime
+    except OSError:
+        written = directory.stat().st_mtime
+    size = sum(file.stat().st_size for file in files(directory))
+    found = Found(directory, size, written, (directory / PIN).exists())
+    name = directory.name
+    if directory.suffix in UNFINISHED:
+        return Broken(**vars(found), name=name, why="left behind by a run that did not finish")
+    try:
+        if is_store:
+            weights = StoreManifest.read(directory)
+            name = f"{weights.precision} weights"
+            weights.verify(directory, deep)
+            return FoundWeights(**vars(found), id=sha256(path), manifest=weights)
+        engine = Manifest.read(directory)
+        name = profile_name(engine)
+        engine.verify(directory, deep)
+        return FoundEngine(**vars(found), id=sha256(path), manifest=engine)
+    except ConfigurationError as error:
+        return Broken(**vars(found), name=name, why=str(error))
+
+
+def profile_name(engine: Manifest) -> str:
+    return NAME.format(
+        flavour=engine.runtime.flavour, target=engine.target, precision=engine.precision
+    )

@@ -1,0 +1,132 @@
+"""What of a model store nothing refers to, and its removal.
+
+Knows which generations are kept; deletes nothing that is used, built, pinned or somebody else's.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dgemma.errors import ConfigurationError
+from dgemma.profiles.inventory import Broken, Found, FoundEngine, FoundWeights, Inventory
+from dgemma.profiles.layout import PRUNED, UNFINISHED, files, foreign
+from dgemma.profiles.locks import builder_of, building, unused
+from dgemma.profiles.profile import Profile
+
+GENERATIONS = 2  # of every profile: the newest, and the one before it to go back to
+_AGES = ("the newest of its name", "the one before, to go back to", "pinned")
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Of one directory: why it is kept, or why it can go."""
+
+    found: Found
+    keep: bool
+    why: str
+
+
+def verdicts(
+    inventory: Inventory,
+    profiles: Sequence[Profile],
+    chosen: Profile | None,
+    wanted_weights: Sequence[FoundWeights] = (),
+) -> list[Verdict]:
+    """One for every directory. `wanted_weights` are what an engine would be built of at a start."""
+    reasons = _references(profiles, chosen)
+    for store in wanted_weights:
+        reasons.setdefault(store.directory, "an engine for this machine is built of it at a start")
+    return [_verdict(found, reasons, inventory.root) for found in inventory.everything]
+
+
+def freed(removable: Sequence[Found]) -> int:
+    """Bytes that removing all of them frees: files may have names elsewhere too."""
+    links: dict[tuple[int, int], list[os.stat_result]] = defaultdict(list)
+    for found in removable:
+        for path in files(found.directory):
+            status = path.stat()
+            links[status.st_dev, status.st_ino].append(status)
+    return sum(same[0].st_size for same in links.values() if len(same) >= same[0].st_nlink)
+
+
+def remove(found: Found) -> None:
+    """Remove a directory; it is gone under its name at once, whatever happens afterwards.
+
+    Raises ConfigurationError where it is used or built by now, or cannot be removed.
+    """
+    directory = found.directory.resolve()
+    try:
+        with building(_becomes(directory), _refuse), unused(directory) as free:
+            if not free:
+                raise ConfigurationError(f"{directory}: is in use")
+            away = directory
+            if directory.suffix != PRUNED:
+                away = directory.with_name(directory.name + PRUNED)
+                directory.rename(away)
+        shutil.rmtree(away)
+    except OSError as error:
+        raise ConfigurationError(f"{directory}: cannot be removed: {error}") from None
+
+
+def _references(profiles: Sequence[Profile], chosen: Profile | None) -> dict[Path, str]:
+    """Directory -> what refers to it: generations of a name, and of the weights of each of them."""
+    reasons: dict[Path, str] = {}
+
+    def refer(profile: Profile, why: str) -> None:
+        reasons.setdefault(profile.engine.directory, why)
+        if profile.weights is not None:
+            reasons.setdefault(profile.weights.directory, f"weights of {profile.name}, {why}")
+
+    if chosen is not None:
+        refer(chosen, "would be served here")
+    by_name: dict[str, dict[Path, list[Profile]]] = defaultdict(lambda: defaultdict(list))
+    for profile in profiles:
+        by_name[profile.name][profile.engine.directory].append(profile)
+    for engines in by_name.values():
+        newest = sorted(engines.values(), key=lambda same: same[0].engine.written, reverse=True)
+        for age, same in enumerate(newest):
+            if age < GENERATIONS or same[0].engine.pinned:
+                # The first of them has the newest weights: see `ranked`.
+                for profile in same[:GENERATIONS]:
+                    refer(profile, _AGES[min(age, GENERATIONS)])
+    return reasons
+
+
+def _verdict(found: Found, reasons: dict[Path, str], root: Path) -> Verdict:
+    directory = found.directory
+    if found.pinned:
+        return Verdict(found, True, "pinned")
+    if directory in reasons:
+        return Verdict(found, True, reasons[directory])
+    if directory == root or not directory.resolve().is_relative_to(root.resolve()):
+        return Verdict(found, True, "not inside the store")
+    known = found.manifest.files if isinstance(found, FoundEngine | FoundWeights) else ()
+    if others := foreign(directory, known):
+        return Verdict(found, True, f"holds {', '.join(others[:3])}, which are not this software's")
+    if (owner := builder_of(_becomes(directory))) is not None:
+        return Verdict(found, True, f"is being built by {owner}")
+    try:
+        with unused(directory) as free:
+            if not free:
+                return Verdict(found, True, "in use")
+    except OSError as error:
+        return Verdict(found, True, f"cannot be removed: {error.strerror}")
+    if isinstance(found, Broken):
+        return Verdict(found, False, found.why)
+    if isinstance(found, FoundWeights):
+        return Verdict(found, False, "no engine that is kept needs it")
+    return Verdict(found, False, f"{GENERATIONS} newer ones of its name are there")
+
+
+def _becomes(directory: Path) -> Path:
+    """The directory whose lock guards this one, which may be what it is left of."""
+    return directory.with_suffix("") if directory.suffix in UNFINISHED else directory
+
+
+def _refuse(owner: str) -> None:
+    raise ConfigurationError(f"is being built by {owner}")

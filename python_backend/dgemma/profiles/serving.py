@@ -1,0 +1,109 @@
+"""What a service loads at its start: from an engine directory, or the best of a model store.
+
+Knows the order of the steps: find, build where nothing is there for this machine, choose, load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from dgemma.compatibility import target_of
+from dgemma.errors import ConfigurationError
+from dgemma.geometry import Geometry
+from dgemma.machine import Machine
+from dgemma.profiles.builder import Builder
+from dgemma.profiles.first_start import build_first
+from dgemma.profiles.inventory import FoundEngine, FoundWeights, Inventory, read
+from dgemma.profiles.layout import ENGINE, directories
+from dgemma.profiles.locks import InUse
+from dgemma.profiles.profile import Profile, profiles, weights_of
+from dgemma.profiles.selection import (
+    Refusal,
+    Selection,
+    empty,
+    named,
+    open_first,
+    open_named,
+    said,
+)
+
+Loaded = TypeVar("Loaded")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the operator asks for, and the checkpoint's geometry."""
+
+    place: Path  # an engine directory or a model store
+    profile: str | None  # NIM_MODEL_PROFILE
+    geometry: Geometry
+
+
+def open_wanted(
+    wanted: Wanted,
+    load: Callable[[Profile], Loaded],
+    in_use: InUse,
+    machine: Callable[[], Machine] = Machine.here,
+    builder: Callable[[], Builder | None] = Builder.here,
+) -> tuple[Loaded, Selection]:
+    """Load what is wanted, and hold its directories `in_use`.
+
+    An engine that the operator named is never replaced by another; one of a store may be, and the
+    selection says so. Raises ConfigurationError where nothing can be loaded.
+    """
+
+    def held(profile: Profile) -> Loaded:
+        _hold(profile, in_use)
+        try:
+            return load(profile)
+        except BaseException:
+            in_use.close()
+            raise
+
+    if (wanted.place / ENGINE).exists():
+        return _open_directory(wanted, held)
+    here = machine()
+    target = target_of(here)
+    inventory, found = _look(wanted, here)
+    if wanted.profile is not None:
+        chosen = named(found, wanted.place, wanted.profile)
+        return open_named(chosen, "named by the operator", found, held)
+    refused: list[Refusal] = []
+    if not any(p.refusal is None and p.engine.manifest.target == target for p in found):
+        refused = build_first(inventory, here, wanted.geometry, builder())
+        inventory, found = _look(wanted, here)
+    refused += [Refusal(b.name, b.why) for b in inventory.broken if not b.unfinished]
+    if not found and not refused:
+        raise ConfigurationError(empty(wanted.place))
+    return open_first(found, target, held, refused)
+
+
+def _open_directory(wanted: Wanted, load: Callable[[Profile], Loaded]) -> tuple[Loaded, Selection]:
+    engine = read(wanted.place)
+    if not isinstance(engine, FoundEngine):
+        raise ConfigurationError(getattr(engine, "why", f"{wanted.place}: no engine"))
+    beside = [read(path) for path in directories(wanted.place.parent, depth=1)]
+    stores = [found for found in beside if isinstance(found, FoundWeights)]
+    stores.sort(key=lambda store: -store.written)
+    profile = Profile(engine, next(iter(weights_of(engine, stores))), None)
+    if wanted.profile is not None:
+        named([profile], wanted.place.parent, wanted.profile)
+    return load(profile), said(Selection.of(profile, "in the directory that the operator named"))
+
+
+def _look(wanted: Wanted, machine: Machine) -> tuple[Inventory, list[Profile]]:
+    inventory = Inventory.of(wanted.place)
+    return inventory, profiles(inventory, machine, wanted.geometry)
+
+
+def _hold(profile: Profile, in_use: InUse) -> None:
+    for found in (profile.engine, profile.weights):
+        if found is not None:
+            try:
+                in_use.add(found.directory)
+            except OSError as error:
+                in_use.close()
+                raise ConfigurationError(f"{found.directory}: cannot be read: {error}") from None

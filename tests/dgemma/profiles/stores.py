@@ -1,0 +1,91 @@
+"""Model stores of a few bytes whose manifests are as real ones are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from dgemma.geometry import Geometry
+from dgemma.machine import Gpu, Machine
+from dgemma.manifest import FILE_NAME, Manifest, Runtime
+from dgemma.precision import policy_of
+from dgemma.sealed import FileRecord
+from dgemma.store_manifest import FILE_NAME as STORE_FILE
+from dgemma.store_manifest import StoreManifest
+from tests.dgemma.engine.fake_engine import geometry_of
+
+GEOMETRY = geometry_of()
+RTX = "1.7.1.116"
+SPARK = Gpu("NVIDIA GB10", "GPU-1", 121, "580.95", 2**37, 2**36)
+ON_SPARK = Machine(SPARK, 2**36, {"onnxruntime": "1.32", "tensorrt_rtx": RTX}, {})
+NO_GPU = Machine(None, 2**36, {"onnxruntime": "1.32"}, {})
+
+
+def write_engine(
+    directory: Path,
+    precision: str = "fp32",
+    target: str = "cpu",
+    *,
+    version: str = RTX,
+    written: float = 1e9,
+    geometry: Geometry = GEOMETRY,
+) -> Path:
+    """An engine with its weights for `cpu`, a plan without any for `smNN`."""
+    directory.mkdir(parents=True, exist_ok=True)
+    on_gpu = target != "cpu"
+    names = ("plan.engine", "build.log") if on_gpu else ("graph.onnx", "weights.safetensors")
+    for name in names:
+        (directory / name).write_bytes(f"{name} of {directory.name}".encode())
+    manifest = Manifest(
+        target=target,
+        precision=precision,
+        policy=policy_of(precision),
+        runtime=Runtime("tensorrt_rtx", version, int(target[2:]))
+        if on_gpu
+        else Runtime("onnxruntime", "1.32"),
+        geometry=geometry,
+        source=f"source of {directory.name}",
+        graph=names[0],
+        weights=() if on_gpu else names[1:],
+        bindings=(),
+        files={name: FileRecord.of(directory / name) for name in names},
+        versions={},
+    )
+    manifest.write(directory)
+    os.utime(directory / FILE_NAME, (written, written))
+    return directory
+
+
+def write_weights(
+    directory: Path, precision: str, *, source: str = "one", written: float = 1e9, **other: Any
+) -> Path:
+    directory.mkdir(parents=True, exist_ok=True)
+    shard = directory / "layer-00.safetensors"
+    shard.write_bytes(f"{precision} of {source}".encode())
+    fields: dict[str, Any] = {
+        "precision": precision,
+        "policy": policy_of(precision),
+        "geometry": GEOMETRY,
+        "origin": "dgemma",
+        "source": source,
+        "recipe": "recipe",
+        "tensors": {},
+        "files": {shard.name: FileRecord.of(shard)},
+        "sources": {},
+        "versions": {},
+    }
+    StoreManifest(**fields | other).write(directory)
+    os.utime(directory / STORE_FILE, (written, written))
+    return directory
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    """One bit in the middle; the size stays."""
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
