@@ -1,0 +1,99 @@
+"""Whether an engine, its weights and a machine belong together, before anything is loaded.
+
+Knows what each of them says of itself; runs nothing. Every refusal names a file and what to do.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dgemma.engine.weight_bindings import check_weights
+from dgemma.errors import ConfigurationError
+from dgemma.geometry import Geometry
+from dgemma.machine import Machine
+from dgemma.manifest import FILE_NAME, Manifest, Runtime
+from dgemma.store_manifest import StoreManifest
+
+_INSTALL = {
+    "onnxruntime": "pip install onnxruntime",
+    "tensorrt_rtx": "pip install tensorrt-rtx",
+    "tensorrt": "serve in NVIDIA's Triton container, which has it",
+}
+
+
+def check_engine(
+    directory: Path,
+    machine: Machine,
+    *,
+    store: Path | None = None,
+    geometry: Geometry | None = None,
+    deep: bool = True,
+) -> Manifest:
+    """Raise ConfigurationError unless the engine in `directory` can be loaded on `machine`.
+
+    `store` holds the weights of an engine that has none of its own, `geometry` is what a checkpoint
+    asks for; what is not given is not checked. Without `deep`, files are held to their sizes only.
+    """
+    manifest = Manifest.read(directory)
+    path = directory / FILE_NAME
+    if geometry is not None and geometry != manifest.geometry:
+        mine, other = manifest.geometry.to_dict(), geometry.to_dict()
+        keys = ", ".join(key for key in mine if mine[key] != other[key])
+        raise ConfigurationError(
+            f"{path}: was built for another geometry, it differs in {keys}; point engine and "
+            "checkpoint at the same model or build the engine again"
+        )
+    if (reason := why_not(manifest.runtime, machine)) is not None:
+        raise ConfigurationError(f"{path}: {reason}")
+    manifest.verify(directory, deep)
+    if store is not None and not manifest.weights:
+        check_store(directory, manifest, store, deep)
+    return manifest
+
+
+def why_not(runtime: Runtime, machine: Machine) -> str | None:
+    """What keeps an engine of `runtime` from running on `machine`, and what to do; None: nothing.
+
+    A TensorRT plan runs on the compute capability and in the version that it was compiled for.
+    """
+    flavour = runtime.flavour
+    if flavour not in _INSTALL:
+        return f"runtime {flavour!r} is not known; update this software"
+    here = machine.runtimes.get(flavour)
+    if here is None:
+        why = machine.broken.get(flavour, "not installed")
+        return f"needs {flavour}, which does not import ({why}); {_INSTALL[flavour]}"
+    if flavour == "onnxruntime":
+        return None
+    rebuild = f"build it again here with `dgemma-build engine --target {target_of(machine)}`"
+    if machine.gpu is None:
+        return (
+            f"was compiled for a GPU of compute capability {runtime.compute_capability}, and this "
+            "machine has no GPU that its driver shows; select an engine for target cpu"
+        )
+    if runtime.compute_capability != machine.gpu.compute_capability:
+        return (
+            f"was compiled for compute capability {runtime.compute_capability}, "
+            f"{machine.gpu.name} has {machine.gpu.compute_capability}; {rebuild}"
+        )
+    if runtime.version != here:
+        return f"was compiled by {flavour} {runtime.version}, here is {here}; {rebuild}"
+    return None
+
+
+def target_of(machine: Machine) -> str:
+    """The name that targets of a GPU like this machine's have."""
+    return "cpu" if machine.gpu is None else f"sm{machine.gpu.compute_capability}"
+
+
+def check_store(directory: Path, manifest: Manifest, store: Path, deep: bool = True) -> None:
+    """Raise ConfigurationError unless `store` holds, whole, the weights that the plan takes."""
+    held = StoreManifest.read(store)
+    held.expect(
+        store,
+        precision=manifest.precision,
+        geometry=manifest.geometry,
+        policy=manifest.policy,
+    )
+    check_weights(directory / FILE_NAME, manifest, store, held)
+    held.verify(store, deep)

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from dgemma.compatibility import check_engine, why_not
+from dgemma.errors import ConfigurationError
+from dgemma.machine import Gpu, Machine
+from dgemma.manifest import FILE_NAME, Manifest, Runtime
+from dgemma.precision import policy_of
+from tests.dgemma.model.tiny_weights import random_network
+from tests.dgemma_build.quantized import whole_groups
+from tests.manifests import edit_manifest
+from tests.plans import PLAN, RUNTIME, write_plan, write_store
+
+GEOMETRY = whole_groups()
+SPARK = Gpu("NVIDIA GB10", "GPU-1", 121, "580.95", 2**37, 2**36)
+HERE = Machine(SPARK, 2**36, {"onnxruntime": "1.32", RUNTIME.flavour: RUNTIME.version}, {})
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_store(tmp_path_factory.mktemp("int4"), random_network(GEOMETRY), "int4")
+
+
+@pytest.fixture
+def engine(tmp_path: Path) -> Path:
+    write_plan(tmp_path / "engine", GEOMETRY, "int4")
+    return tmp_path / "engine"
+
+
+def refusal(engine: Path, machine: Machine = HERE, **given: object) -> str:
+    with pytest.raises(ConfigurationError) as caught:
+        check_engine(engine, machine, **given)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def test_what_belongs_together_is_accepted(engine: Path, store: Path) -> None:
+    manifest = check_engine(engine, HERE, store=store, geometry=GEOMETRY)
+    assert manifest == Manifest.read(engine)
+
+
+# The machine
+
+
+def test_a_machine_without_a_gpu(engine: Path) -> None:
+    message = refusal(engine, replace(HERE, gpu=None))
+    assert str(engine / FILE_NAME) in message
+    assert "compiled for a GPU of compute capability 121, and this machine has no GPU" in message
+    assert "select an engine for target cpu" in message
+
+
+def test_a_plan_for_another_gpu(engine: Path) -> None:
+    other = replace(HERE, gpu=replace(SPARK, name="RTX 5090", compute_capability=120))
+    message = refusal(engine, other)
+    assert "compiled for compute capability 121, RTX 5090 has 120" in message
+    assert "dgemma-build engine --target sm120" in message
+
+
+def test_a_plan_of_another_version(engine: Path) -> None:
+    message = refusal(engine, replace(HERE, runtimes={RUNTIME.flavour: "1.8.0.1"}))
+    assert "compiled by tensorrt_rtx 1.7.1.116, here is 1.8.0.1; build it again" in message
+
+
+def test_a_runtime_that_is_not_here(engine: Path) -> None:
+    without = Machine(SPARK, 2**36, {}, {"tensorrt_rtx": "libcudart.so.13: cannot open"})
+    assert "(libcudart.so.13: cannot open); pip install tensorrt-rtx" in refusal(engine, without)
+    assert "tensorrt, which does not import (not installed); serve in NVIDIA's" in str(
+        why_not(Runtime("tensorrt", "11.4", 90), without)
+    )
+    assert "runtime 'tvm' is not known" in str(why_not(Runtime("tvm", "1"), HERE))
+
+
+def test_a_cpu_engine_needs_no_gpu_and_no_certain_version() -> None:
+    assert why_not(Runtime("onnxruntime", "1.0"), replace(HERE, gpu=None)) is None
+
+
+# The engine
+
+
+def test_an_engine_of_another_geometry(engine: Path) -> None:
+    message = refusal(engine, geometry=replace(GEOMETRY, num_experts=8, vocab_size=41))
+    assert f"{engine / FILE_NAME}: was built for another geometry, it differs in" in message
+    assert "vocab_size" in message and "num_experts" in message and "build the engine" in message
+
+
+@pytest.mark.parametrize("name", [PLAN, "build.log", FILE_NAME])
+def test_a_flipped_bit_anywhere_in_the_engine(engine: Path, name: str) -> None:
+    flip(engine / name)
+    assert f"{engine / name}: its content has changed" in refusal(engine)
+
+
+# The weights
+
+
+Damage = Callable[[Path], object]
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+@pytest.mark.parametrize("name", ["layer-00.safetensors", "rest.safetensors", "store.json"])
+@pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
+def test_a_store_that_is_not_whole(
+    engine: Path, store: Path, tmp_path: Path, name: str, damage: Damage
+) -> None:
+    copy = Path(shutil.copytree(store, tmp_path / "store"))
+    damage(copy / name)
+    message = refusal(engine, store=copy)
+    assert str(copy / name) in message and "dgemma-build quantize" in message
+
+
+def test_a_shallow_look_reads_no_weights_but_misses_none(
+    engine: Path, store: Path, tmp_path: Path
+) -> None:
+    copy = Path(shutil.copytree(store, tmp_path / "store"))
+    flip(copy / "rest.safetensors")
+    check_engine(engine, HERE, store=copy, deep=False)
+    (copy / "rest.safetensors").unlink()
+    assert "rest.safetensors: missing" in refusal(engine, store=copy, deep=False)
+
+
+def test_a_store_of_another_precision_or_policy(tmp_path: Path, store: Path) -> None:
+    write_plan(tmp_path / "fp8", GEOMETRY, "fp8")
+    message = refusal(tmp_path / "fp8", store=store)
+    assert "store.json: a store of int4 weights, fp8 is asked for" in message
+    write_plan(tmp_path / "experts", GEOMETRY, "int4", policy=policy_of("int4", "experts"))
+    assert "store.json: other weights are quantised" in refusal(tmp_path / "experts", store=store)
+
+
+def test_a_store_of_another_geometry(tmp_path: Path, store: Path) -> None:
+    write_plan(tmp_path / "engine", replace(GEOMETRY, sliding_window=13), "int4")
+    message = refusal(tmp_path / "engine", store=store)
+    assert "store.json: of another geometry, it differs in sliding_window" in message
+
+
+@pytest.mark.parametrize("change", ["name", "dtype", "shape", "dynamic"])
+def test_bindings_that_the_store_does_not_hold(engine: Path, store: Path, change: str) -> None:
+    gate = "layers.0.mlp.gate_proj.weight"
+    bindings = [vars(b) for b in Manifest.read(engine).bindings]
+    mine = next(b for b in bindings if b["name"] == gate)
+    told = {"name": "x.weight", "dtype": "F4", "shape": [64, 128], "dynamic": [-1, 64]}
+    mine["shape" if change == "dynamic" else change] = told[change]
+    if change == "dtype":
+        mine["dtype"] = "BF16"
+    edit_manifest(engine, bindings=bindings)
+    message = refusal(engine, store=store)
+    expected = {
+        "name": "store: x.weight is not there, the plan of",
+        "dtype": f"store: {gate} is U8 [64, 32], the plan of",
+        "shape": "takes U8 [64, 64]; build both with the same version",
+        "dynamic": f"input {gate} is no weight: its shape is [-1, 64]",
+    }
+    assert expected[change] in message

@@ -1,0 +1,91 @@
+"""Engine directories of GPUs and weight stores for them, without a compiler: for tests of loading.
+
+The file that stands for the plan says nothing; `tests.dgemma_build.test_gpu` holds the bindings
+listed here to those of plans that TensorRT compiled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dgemma.engine.graph import fresh_names, pool_names
+from dgemma.geometry import Geometry
+from dgemma.manifest import Binding, Manifest, Runtime
+from dgemma.model.checkpoint import parameter_shapes
+from dgemma.model.network import Network
+from dgemma.precision import policy_of
+from dgemma.sealed import FileRecord
+from dgemma_build.quantize.run import quantize_checkpoint
+from tests.dgemma.model.tiny_weights import hf_tensors, write_weights
+
+PLAN = "plan.engine"
+RUNTIME = Runtime("tensorrt_rtx", "1.7.1.116", 121)
+_PACKED = {"int4": "I4", "nvfp4": "F4"}
+
+
+def bindings_of(geometry: Geometry, precision: str) -> tuple[Binding, ...]:
+    """What a plan of `precision` takes and gives, a pass and its weights."""
+    g, real = geometry, "F32" if precision == "fp32" else "BF16"
+    pass_ = {
+        "ids": ("I64", (-1, g.canvas_length)),
+        "soft": (real, (-1, g.canvas_length, g.hidden_size)),
+        "denoise": ("BOOL", (-1,)),
+        **dict.fromkeys(("start", "valid", "slot", "pair_from", "pair_to"), ("I64", (-1,))),
+        **dict.fromkeys(("context_index", "ring_index", "room"), ("I64", (-1,))),
+    }
+    heads = [(x.num_key_value_heads, x.head_dim) for x in g.layers for _ in "kv"]
+    sizes = [-1 if x.is_full else g.sliding_window for x in g.layers for _ in "kv"]
+    for name, (groups, dim), size in zip(pool_names(g), heads, sizes, strict=True):
+        pass_[name] = (real, (-1, groups, size, dim))
+    inputs = [Binding(name, dtype, shape, True) for name, (dtype, shape) in pass_.items()]
+    outputs = {"hidden": (real, (-1, g.canvas_length, g.hidden_size)), "load": ("I64", ())}
+    for name, (groups, dim) in zip(fresh_names(g), heads, strict=True):
+        outputs[name] = (real, (-1, groups, g.canvas_length, dim))
+    return (
+        *inputs,
+        *_weights(geometry, precision),
+        *(Binding(name, dtype, shape, False) for name, (dtype, shape) in outputs.items()),
+    )
+
+
+def _weights(geometry: Geometry, precision: str) -> list[Binding]:
+    policy, shapes = policy_of(precision), parameter_shapes(geometry)
+    found = []
+    for name, spec in policy.tensors(shapes).items():
+        packed = _PACKED.get(policy.format_of(name).name) if name in shapes else None
+        shape = shapes[name] if packed else spec.shape
+        found.append(Binding(name, packed or spec.dtype, shape, True))
+    return found
+
+
+def write_plan(directory: Path, geometry: Geometry, precision: str, **changes: Any) -> Manifest:
+    """A directory with a plan, its log and its manifest, which says what `changes` do."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / PLAN).write_bytes(b"a plan")
+    (directory / "build.log").write_text("info: built\n")
+    manifest = Manifest(
+        target="sm121",
+        precision=precision,
+        policy=policy_of(precision),
+        runtime=RUNTIME,
+        geometry=geometry,
+        source="abc",
+        graph=PLAN,
+        weights=(),
+        bindings=bindings_of(geometry, precision),
+        files={name: FileRecord.of(directory / name) for name in (PLAN, "build.log")},
+        versions={"torch": "1"},
+    )
+    manifest = replace(manifest, **changes)
+    manifest.write(directory)
+    return manifest
+
+
+def write_store(directory: Path, network: Network, precision: str) -> Path:
+    """`network`'s weights as `dgemma-build quantize` stores them."""
+    checkpoint = directory / "checkpoint"
+    write_weights(checkpoint, network.geometry, hf_tensors(network))
+    quantize_checkpoint(checkpoint, precision, directory / "store")
+    return directory / "store"
