@@ -186,6 +186,7 @@ def _build(out: Path, wanted: _Wanted, make: Callable[[Path], Parts]) -> Built:
             graph=parts.graph,
             weights=parts.weights,
             bindings=parts.bindings,
+            profiles=parts.profiles,
             files={name: FileRecord.of(work / name) for name in names},
             versions={name: importlib.metadata.version(name) for name in ("torch", "onnx")},
         )

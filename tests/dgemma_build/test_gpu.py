@@ -15,6 +15,7 @@ from dgemma_build.compile import CompilationFailed
 from dgemma_build.engine import Built, build_engine, build_plan
 from dgemma_build.gpu import LOG, PLAN
 from tests.dgemma_build.quantized import whole_groups
+from tests.plans import LIMITS, bindings_of
 
 GEOMETRY = whole_groups()
 ONE_GATE = "layers.0.mlp.gate_proj.weight"
@@ -45,6 +46,12 @@ def test_a_plan_is_a_directory_with_a_log_and_a_manifest(directory: Path, precis
     assert manifest.runtime.compute_capability == 121
     assert manifest.runtime.version.startswith("1.")
     assert manifest.weights == ()
+    # What tests of loading take for a plan's is what the compiler says.
+    known = {binding.name: binding for binding in bindings_of(GEOMETRY, precision)}
+    assert {binding.name: binding for binding in manifest.bindings} == known
+    assert manifest.profiles[0].keys() == LIMITS.keys()
+    limits = {size: manifest.profiles[0][size] for size in ("rows", "slots", "context", "capacity")}
+    assert limits == {"rows": (1, 4), "slots": (1, 2), "context": (1, 128), "capacity": (1, 32)}
     assert (out / LOG).read_text().strip()
 
 
