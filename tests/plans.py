@@ -6,9 +6,12 @@ listed here to those of plans that TensorRT compiled.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import save_file
 
 from dgemma.engine.graph import fresh_names, pool_names
 from dgemma.geometry import Geometry
@@ -17,11 +20,20 @@ from dgemma.model.checkpoint import parameter_shapes
 from dgemma.model.network import Network
 from dgemma.precision import policy_of
 from dgemma.sealed import FileRecord
+from dgemma.store_manifest import StoreManifest, TensorRecord
 from dgemma_build.quantize.run import quantize_checkpoint
 from tests.dgemma.model.tiny_weights import hf_tensors, write_weights
 
 PLAN = "plan.engine"
 RUNTIME = Runtime("tensorrt_rtx", "1.7.1.116", 121)
+LIMITS = {
+    "rows": (1, 8),
+    "pairs": (0, 4),
+    "slots": (1, 4),
+    "context": (1, 512),
+    "ring": (1, 1024),
+    "capacity": (1, 1024),
+}
 _PACKED = {"int4": "I4", "nvfp4": "F4"}
 
 
@@ -77,6 +89,7 @@ def write_plan(directory: Path, geometry: Geometry, precision: str, **changes: A
         bindings=bindings_of(geometry, precision),
         files={name: FileRecord.of(directory / name) for name in (PLAN, "build.log")},
         versions={"torch": "1"},
+        profiles=(LIMITS,),
     )
     manifest = replace(manifest, **changes)
     manifest.write(directory)
@@ -84,8 +97,38 @@ def write_plan(directory: Path, geometry: Geometry, precision: str, **changes: A
 
 
 def write_store(directory: Path, network: Network, precision: str) -> Path:
-    """`network`'s weights as `dgemma-build quantize` stores them."""
+    """`network`'s weights as `dgemma-build quantize` stores them, or as they are for fp32."""
+    if precision == "fp32":
+        return _plain_store(directory / "store", network)
     checkpoint = directory / "checkpoint"
     write_weights(checkpoint, network.geometry, hf_tensors(network))
     quantize_checkpoint(checkpoint, precision, directory / "store")
     return directory / "store"
+
+
+def _plain_store(directory: Path, network: Network) -> Path:
+    """No such store is made for serving; with one, an engine can be held to every digit."""
+    directory.mkdir(parents=True)
+    path = directory / "rest.safetensors"
+    save_file({name: p.detach().clone() for name, p in network.named_parameters()}, path)
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    StoreManifest(
+        precision="fp32",
+        policy=policy_of("fp32"),
+        geometry=network.geometry,
+        origin="tests",
+        source="abc",
+        recipe="def",
+        tensors={
+            name: TensorRecord(
+                path.name, h["dtype"], tuple(h["shape"]), 8 + length + h["data_offsets"][0]
+            )
+            for name, h in header.items()
+        },
+        files={path.name: FileRecord.of(path)},
+        sources={},
+        versions={},
+    ).write(directory)
+    return directory

@@ -205,6 +205,7 @@ def _made(out: Path, wanted: _Wanted, make: Callable[[Path], Parts]) -> Manifest
             graph=parts.graph,
             weights=parts.weights,
             bindings=parts.bindings,
+            profiles=parts.profiles,
             files={name: FileRecord.of(work / name) for name in names},
             versions={name: importlib.metadata.version(name) for name in ("torch", "onnx")},
         )

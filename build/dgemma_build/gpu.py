@@ -20,7 +20,7 @@ from dgemma_build.envelope import Envelope
 from dgemma_build.graph_cache import cached_graph
 from dgemma_build.parts import Parts, Progress
 from dgemma_build.precision_pass import apply_precision
-from dgemma_build.profiles import profiles
+from dgemma_build.profiles import limits, profiles
 from dgemma_build.targets import Target
 
 PLAN, LOG = "plan.engine", "build.log"
@@ -73,4 +73,4 @@ def from_geometry(
     bindings = tuple(
         Binding(b.name, _SAFETENSORS[b.dtype], b.shape, b.is_input) for b in compiled.bindings
     )
-    return Parts(runtime, PLAN, (), bindings, (LOG,))
+    return Parts(runtime, PLAN, (), bindings, (LOG,), tuple(map(limits, shapes)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from dgemma.manifest import Binding, Runtime
@@ -19,3 +19,4 @@ class Parts:
     weights: tuple[str, ...]
     bindings: tuple[Binding, ...]
     others: tuple[str, ...] = ()  # such as a build log
+    profiles: tuple[Mapping[str, tuple[int, int]], ...] = ()  # as in `Manifest`

@@ -64,6 +64,16 @@ def profiles(
     )
 
 
+def limits(profile: Profile) -> dict[str, tuple[int, int]]:
+    """The least and the most of each size that `profile` covers, of sizes that an input has."""
+    found: dict[str, tuple[int, int]] = {}
+    for pattern, axis, size in _AXES:
+        for name, shapes in profile.items():
+            if size not in found and fnmatchcase(name, pattern):
+                found[size] = (shapes.least[axis], shapes.most[axis])
+    return found
+
+
 def _sizes(
     g: Geometry, envelope: Envelope, least_rows: int, rows: int
 ) -> Mapping[str, tuple[int, int, int]]:

@@ -5,6 +5,7 @@ Knows which engine a manifest asks for; every part knows its own business.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,12 +13,14 @@ import torch
 
 from dgemma.answer import Answer
 from dgemma.chat import ChatTokenizer
+from dgemma.compatibility import why_not
 from dgemma.engine.base import Capacity, Engine
 from dgemma.engine.onnx_engine import OnnxEngine
 from dgemma.errors import ConfigurationError
 from dgemma.generation import GenerationDefaults
 from dgemma.geometry import Geometry, read_config
-from dgemma.manifest import Manifest
+from dgemma.machine import Machine
+from dgemma.manifest import FILE_NAME, Manifest
 from dgemma.profiles.locks import InUse
 from dgemma.profiles.profile import Profile
 from dgemma.profiles.selection import Selection
@@ -27,6 +30,8 @@ from dgemma.scheduler.scheduler import Scheduler
 from dgemma.tail.draws import SeededDraws
 from dgemma.tail.statistics import Head
 from dgemma.tail.tail import Tail
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,12 @@ def assemble(
     slots: int,
     max_model_len: int | None = None,
     threads: int = 0,
+    store: Path | None = None,
 ) -> Parts:
     """Load everything; ConfigurationError says which file or setting is at fault.
 
     `models` is an engine directory, or a model store of which `profile` or the best is loaded.
+    `store` is where an engine without weights gets them from, if not from the store beside it.
     """
     defaults = GenerationDefaults.from_checkpoint(checkpoint)
     tokenizer = ChatTokenizer.from_checkpoint(checkpoint)
@@ -62,15 +69,18 @@ def assemble(
     in_use = InUse()
 
     def load(profile: Profile) -> Engine:
-        return open_engine(profile.engine.directory, geometry, checkpoint, capacity, threads)
+        found = None if profile.weights is None else profile.weights.directory
+        directory = profile.engine.directory
+        return open_engine(directory, geometry, checkpoint, capacity, threads, store or found)
 
     engine, selection = open_wanted(Wanted(models, profile, geometry), load, in_use)
+    embedding = engine.embedding()
     # What torch does on the host is too small to share, and more threads of its own would fight
     # the engine's for the cores.
     torch.set_num_threads(1)
     tail = Tail(
-        Head(engine.embedding(), geometry.final_logit_softcapping),
-        SeededDraws(geometry.canvas_length, geometry.vocab_size),
+        Head(embedding, geometry.final_logit_softcapping),
+        SeededDraws(geometry.canvas_length, geometry.vocab_size, embedding.device),
     )
     stops = frozenset(defaults.eos_token_ids)
 
@@ -89,11 +99,17 @@ def assemble(
 
 
 def open_engine(
-    directory: Path, geometry: Geometry, checkpoint: Path, capacity: Capacity, threads: int = 0
+    directory: Path,
+    geometry: Geometry,
+    checkpoint: Path,
+    capacity: Capacity,
+    threads: int = 0,
+    store: Path | None = None,
 ) -> Engine:
-    """The engine that the manifest's target asks for, if it was built for `geometry`.
+    """The engine that the manifest's runtime asks for, if it was built for `geometry`.
 
-    Raises ConfigurationError where it was not, or cannot be run here.
+    `store` holds the weights of an engine that has none of its own. Raises ConfigurationError where
+    they do not belong together, or cannot be run here.
     """
     manifest = Manifest.read(directory)
     if manifest.geometry != geometry:
@@ -103,10 +119,24 @@ def open_engine(
         )
     if manifest.runtime.flavour == "onnxruntime":
         return OnnxEngine(directory, capacity, threads)
-    raise ConfigurationError(
-        f"{directory}: built for target {manifest.target}, which this installation cannot run; "
-        "select an engine for this machine"
-    )
+    machine = Machine.here()
+    if (reason := why_not(manifest.runtime, machine)) is not None:
+        raise ConfigurationError(f"{directory / FILE_NAME}: {reason}")
+    if store is None:
+        raise ConfigurationError(
+            f"{directory}: holds a plan without weights; set DGEMMA_WEIGHT_STORE to the store that "
+            f"`dgemma-build quantize --precision {manifest.precision}` wrote"
+        )
+    from dgemma.engine.tensorrt_engine import TensorRTEngine  # only GPUs need it
+
+    return TensorRTEngine(directory, store, capacity, machine=machine, progress=_told)
+
+
+def _told(what: str, done: int, total: int) -> None:
+    """Loading takes minutes where a disk is slow or kernels are new; each tenth is a line."""
+    tenth = max(1, total // 10)
+    if done == total or done // tenth > (done - 1) // tenth:
+        logger.info("%s: %d of %d", what, done, total)
 
 
 def _image_tokens(checkpoint: Path) -> frozenset[int]:

@@ -167,6 +167,9 @@ def replay(
     engine: Annotated[
         Path | None, typer.Option(help="Engine directory; without it the network runs in torch.")
     ] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Weight store of an engine that has no weights: of a GPU.")
+    ] = None,
 ) -> None:
     """Run one request with every random draw taken from a tape."""
     try:
@@ -176,7 +179,7 @@ def replay(
             raise
         _fail(f"replay needs {error.name}: run pip install 'dgemma[server]'", SERVER_FAILED)
     try:
-        run(checkpoint, tape, out, engine)
+        run(checkpoint, tape, out, engine, store)
     except DgemmaError as error:
         bad_input = isinstance(error, InvalidRequest | ConfigurationError)
         _fail(str(error), BAD_INPUT if bad_input else SERVER_FAILED)

@@ -54,6 +54,9 @@ class Manifest:
     bindings: tuple[Binding, ...]
     files: Mapping[str, FileRecord]
     versions: Mapping[str, str]  # of the tools that built it
+    # Of a plan: size -> the least and the most of it that each optimisation profile covers. Sizes
+    # are rows, pairs, slots, context, ring and capacity.
+    profiles: tuple[Mapping[str, tuple[int, int]], ...] = ()
     schema_version: int = SCHEMA_VERSION
 
     def write(self, directory: Path) -> None:
@@ -78,7 +81,9 @@ class Manifest:
 
 def _parsed(data: dict[str, Any]) -> dict[str, Any]:
     bindings = (b | {"shape": tuple(b["shape"])} for b in data["bindings"])
+    ranges = ({k: (low, high) for k, (low, high) in p.items()} for p in data.get("profiles", ()))
     return data | {
+        "profiles": tuple(ranges),
         "geometry": Geometry.from_dict(data["geometry"]),
         "policy": Policy.from_dict(data["policy"]),
         "runtime": Runtime(**data["runtime"]),

@@ -127,9 +127,9 @@ class _RecordingTail(Tail):
             assert canvas.accepted is not None and canvas.entropy is not None
             at = canvas.block, canvas.step - 1
             self.record.steps[canvas.block] = canvas.step
-            self.record.argmax[at] = canvas.argmax.numpy()
-            self.record.accepted[at] = canvas.accepted.numpy()
-            self.record.entropy[at] = canvas.entropy.numpy()
+            self.record.argmax[at] = canvas.argmax.cpu().numpy()
+            self.record.accepted[at] = canvas.accepted.cpu().numpy()
+            self.record.entropy[at] = canvas.entropy.cpu().numpy()
 
 
 class _WholeCanvases:
@@ -155,10 +155,17 @@ class _WholeCanvases:
         return len(self.ids)
 
 
-def replay(checkpoint: Path, tape: Path, out: Path, engine: Path | None = None) -> None:
+def replay(
+    checkpoint: Path,
+    tape: Path,
+    out: Path,
+    engine: Path | None = None,
+    store: Path | None = None,
+) -> None:
     """Run the tape's request and write `sequences`, `steps`, `argmax`, `accepted`, `entropy`.
 
-    Without `engine`, the network runs in eager torch. Settings come from the checkpoint's
+    Without `engine`, the network runs in eager torch; `store` holds the weights of an engine that
+    has none of its own. Settings come from the checkpoint's
     generation_config. Raises InvalidRequest for the tape, ConfigurationError for the rest.
     """
     geometry = Geometry.from_checkpoint(checkpoint)
@@ -167,11 +174,13 @@ def replay(checkpoint: Path, tape: Path, out: Path, engine: Path | None = None) 
     draws = Tape.load(tape, geometry, steps)
     canvases = -(-draws.max_new_tokens // length)
     capacity = Capacity(1, len(draws.input_ids) + canvases * length, 2)
-    runner = _open(checkpoint, engine, geometry, capacity)
+    runner = _open(checkpoint, engine, geometry, capacity, store)
+    embedding = runner.embedding()
+    arrays_of_tape = (draws.init, draws.uniform, draws.renoise)
     record = Record.empty(canvases, steps, length)
     tail = _RecordingTail(
-        Head(runner.embedding(), geometry.final_logit_softcapping),
-        TapeDraws(*(torch.from_numpy(a) for a in (draws.init, draws.uniform, draws.renoise))),
+        Head(embedding, geometry.final_logit_softcapping),
+        TapeDraws(*(torch.from_numpy(a).to(embedding.device) for a in arrays_of_tape)),
         record=record,
     )
     answer = _WholeCanvases(defaults, draws.max_new_tokens)
@@ -188,12 +197,18 @@ def replay(checkpoint: Path, tape: Path, out: Path, engine: Path | None = None) 
     np.savez(out, **arrays)
 
 
-def _open(checkpoint: Path, engine: Path | None, geometry: Geometry, capacity: Capacity) -> Engine:
+def _open(
+    checkpoint: Path,
+    engine: Path | None,
+    geometry: Geometry,
+    capacity: Capacity,
+    store: Path | None,
+) -> Engine:
     if engine is None:
         return TorchReference.from_checkpoint(Checkpoint(checkpoint), capacity)
     from dgemma.assemble import open_engine  # only engines need their runtimes
 
-    return open_engine(engine, geometry, checkpoint, capacity)
+    return open_engine(engine, geometry, checkpoint, capacity, store=store)
 
 
 def _read(path: Path) -> dict[str, npt.NDArray[Any]]:

@@ -89,6 +89,7 @@ class Service:
             slots=settings.slots,
             max_model_len=settings.max_model_len,
             threads=settings.threads or 0,
+            store=settings.store,
         )
         tokenizer = ChatTokenizer.from_checkpoint(settings.checkpoint)
         return cls(

@@ -57,6 +57,12 @@ class Settings(BaseSettings):
         validation_alias="DGEMMA_CHECKPOINT",
         description="the checkpoint directory of that engine, with its tokenizer and configuration",
     )
+    store: Directory | None = Field(
+        None,
+        validation_alias="DGEMMA_WEIGHT_STORE",
+        description="the weight store that `dgemma-build quantize --out STORE` wrote, of an engine "
+        "without weights of its own: those of GPUs",
+    )
     host: str = Field(
         "0.0.0.0",
         validation_alias="DGEMMA_HOST",

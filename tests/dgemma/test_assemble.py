@@ -10,6 +10,7 @@ import pytest
 from dgemma.assemble import Parts, assemble
 from dgemma.engine.base import Capacity
 from dgemma.errors import ConfigurationError, InvalidRequest
+from dgemma.machine import Gpu, Machine
 from dgemma.request import RawRequest
 from dgemma.scheduler.events import Block, Event, Finished
 from dgemma_build.demo.vocabulary import IMAGE, IMAGE_END, IMAGE_START
@@ -97,9 +98,21 @@ def test_an_engine_of_another_geometry(engine: Path, checkpoint: Path) -> None:
 
 def test_an_engine_for_another_target(engine: Path, checkpoint: Path) -> None:
     edit_manifest(engine, target="sm90", runtime={"flavour": "tensorrt", "version": "11.4"})
-    assert "built for target sm90, which this installation cannot run" in refusal(
-        engine, checkpoint
-    )
+    message = refusal(engine, checkpoint)
+    assert "manifest.json: needs tensorrt, which does not import" in message
+    assert "serve in NVIDIA's Triton container" in message
+
+
+def test_a_plan_takes_its_weights_from_a_store_that_is_set(
+    engine: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gpu = Gpu("NVIDIA GB10", "GPU-1", 121, "580", 2**37, 2**36)
+    here = Machine(gpu, 2**36, {"tensorrt_rtx": "1.7"}, {})
+    monkeypatch.setattr(Machine, "here", lambda: here)
+    runtime = {"flavour": "tensorrt_rtx", "version": "1.7", "compute_capability": 121}
+    edit_manifest(engine, target="sm121", runtime=runtime, weights=[])
+    message = refusal(engine, checkpoint)
+    assert "holds a plan without weights; set DGEMMA_WEIGHT_STORE to the store" in message
 
 
 @pytest.mark.parametrize("name", ["graph.onnx", "weights.safetensors"])

@@ -19,7 +19,7 @@ from dgemma_build.parts import Parts
 from dgemma_build.quantize.run import quantize_checkpoint
 from tests.dgemma.model.tiny_weights import hf_tensors, random_network, write_weights
 from tests.dgemma_build.graphs import GEOMETRY
-from tests.plans import RUNTIME
+from tests.plans import LIMITS, RUNTIME, bindings_of
 from tests.shared import emitted, graphs
 
 NETWORK = random_network(GEOMETRY)
@@ -54,6 +54,12 @@ def test_a_plan_is_a_directory_with_a_log_and_a_manifest(directory: Path, precis
     assert manifest.runtime.compute_capability == 121
     assert manifest.runtime.version.startswith("1.")
     assert manifest.weights == ()
+    # What tests of loading take for a plan's is what the compiler says.
+    known = {binding.name: binding for binding in bindings_of(GEOMETRY, precision)}
+    assert {binding.name: binding for binding in manifest.bindings} == known
+    assert manifest.profiles[0].keys() == LIMITS.keys()
+    limits = {size: manifest.profiles[0][size] for size in ("rows", "slots", "context", "capacity")}
+    assert limits == {"rows": (1, 4), "slots": (1, 2), "context": (1, 128), "capacity": (1, 32)}
     assert (out / LOG).read_text().strip()
 
 

@@ -49,7 +49,7 @@ class Engine(Protocol):
     capacity: Capacity
 
     def forward(self, rows: Sequence[Row]) -> Tensor:
-        """Last hidden states `[R, L, D]`, fp32; valid until the next call.
+        """Last hidden states `[R, L, D]`, on the engine's device; valid until the next call.
 
         K/V of encode rows are written to their slots' pools when the pass is complete, so a slot
         holds positions `0 .. end` of its last encode row. Raises EngineFailure; no state has
@@ -58,5 +58,5 @@ class Engine(Protocol):
         ...
 
     def embedding(self) -> Tensor:
-        """The embedding, which is also the LM head, `[V, D]`."""
+        """The embedding, which is also the LM head, `[V, D]`, on the engine's device."""
         ...

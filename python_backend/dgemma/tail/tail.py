@@ -59,6 +59,7 @@ class Tail:
     def begin(self, block: int, sampling: Sampling, pinned: Tensor | None) -> Canvas:
         """A fresh canvas of uniform tokens, with the pinned ones in place."""
         ids = self.draws.initial(sampling.seed, block)
+        pinned = None if pinned is None else pinned.to(ids.device)
         return Canvas(block, _hold(ids, pinned), pinned)
 
     @torch.inference_mode()
