@@ -15,17 +15,18 @@ from dgemma.weight_store import WeightStore
 from dgemma_build.cli import app
 from tests.quantized_checkpoint import quantized
 
-# The command with a pause before every shard, so that there is time to interrupt it.
-SLOW = """
+# The command, which waits before its third shard to be interrupted there.
+WAITING = """
 import time
 import dgemma_build.quantize.run as run
 from dgemma_build.cli import app
 write = run.write_shard
-def slowly(path, *rest):
+def first_two(path, *rest):
     print(path.name, flush=True)
-    time.sleep(0.2)
+    if path.name == "layer-02.safetensors":
+        time.sleep(600)
     return write(path, *rest)
-run.write_shard = slowly
+run.write_shard = first_two
 app()
 """
 
@@ -97,7 +98,7 @@ def test_a_run_that_is_ended_is_gone_on_with(
     demo_checkpoint: Path, tmp_path: Path, sent: signal.Signals
 ) -> None:
     out = tmp_path / "store"
-    command = [sys.executable, "-c", SLOW, "quantize", *arguments(demo_checkpoint, out)]
+    command = [sys.executable, "-c", WAITING, "quantize", *arguments(demo_checkpoint, out)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ
     ) as process:
