@@ -60,23 +60,22 @@ def why_not(runtime: Runtime, machine: Machine) -> str | None:
     if flavour not in _INSTALL:
         return f"runtime {flavour!r} is not known; update this software"
     here = machine.runtimes.get(flavour)
+    rebuild = f"build it again here with `dgemma-build engine --target {target_of(machine)}`"
+    if flavour != "onnxruntime":
+        if machine.gpu is None:
+            return (
+                f"was compiled for a GPU of compute capability {runtime.compute_capability}, and "
+                "this machine has no GPU that its driver shows; select an engine for target cpu"
+            )
+        if runtime.compute_capability != machine.gpu.compute_capability:
+            return (
+                f"was compiled for compute capability {runtime.compute_capability}, "
+                f"{machine.gpu.name} has {machine.gpu.compute_capability}; {rebuild}"
+            )
     if here is None:
         why = machine.broken.get(flavour, "not installed")
         return f"needs {flavour}, which does not import ({why}); {_INSTALL[flavour]}"
-    if flavour == "onnxruntime":
-        return None
-    rebuild = f"build it again here with `dgemma-build engine --target {target_of(machine)}`"
-    if machine.gpu is None:
-        return (
-            f"was compiled for a GPU of compute capability {runtime.compute_capability}, and this "
-            "machine has no GPU that its driver shows; select an engine for target cpu"
-        )
-    if runtime.compute_capability != machine.gpu.compute_capability:
-        return (
-            f"was compiled for compute capability {runtime.compute_capability}, "
-            f"{machine.gpu.name} has {machine.gpu.compute_capability}; {rebuild}"
-        )
-    if runtime.version != here:
+    if flavour != "onnxruntime" and runtime.version != here:
         return f"was compiled by {flavour} {runtime.version}, here is {here}; {rebuild}"
     return None
 

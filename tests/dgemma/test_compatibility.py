@@ -70,7 +70,7 @@ def test_a_runtime_that_is_not_here(engine: Path) -> None:
     without = Machine(SPARK, 2**36, {}, {"tensorrt_rtx": "libcudart.so.13: cannot open"})
     assert "(libcudart.so.13: cannot open); pip install tensorrt-rtx" in refusal(engine, without)
     assert "tensorrt, which does not import (not installed); serve in NVIDIA's" in str(
-        why_not(Runtime("tensorrt", "11.4", 90), without)
+        why_not(Runtime("tensorrt", "11.4", 121), without)
     )
     assert "runtime 'tvm' is not known" in str(why_not(Runtime("tvm", "1"), HERE))
 

@@ -48,7 +48,7 @@ def another_geometry(path: Path) -> None:
     change(path, text_config={**text, "sliding_window": 64})
 
 
-TENSORRT = {"flavour": "tensorrt", "version": "11.4"}
+TENSORRT = {"flavour": "tensorrt", "version": "11.4", "compute_capability": 90}
 
 Damage = tuple[str, str, Callable[[Path], object], str, str]
 # Directory, file, what is done to it, and what the error says besides the file: what, and the cure.
@@ -72,7 +72,7 @@ DAMAGES: dict[str, Damage] = {
     ),
     "engine for another target": (
         *("engine", "", lambda path: edit_manifest(path, target="sm90", runtime=TENSORRT)),
-        *("built for target sm90", "select an engine for this machine"),
+        *("compiled for a GPU of compute capability 90", "select an engine for target cpu"),
     ),
     "missing tokenizer": ("checkpoint", "tokenizer.json", Path.unlink, "no such file", "copy it"),
     "corrupt tokenizer": ("checkpoint", "tokenizer.json", halve, "not a tokenizer", "copy it"),

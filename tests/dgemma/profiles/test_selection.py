@@ -89,7 +89,7 @@ def test_where_nothing_is_left_every_reason_is_given(store: Path) -> None:
         open_first(found(store), "cpu", failing("fp32", "fp8-new", "fp8-old"))
     message = str(caught.value)
     assert message.startswith("no engine can be served here:\n")
-    for reason in ("fp32: its", "fp8-new: its", "fp8-old: its", "needs tensorrt_rtx"):
+    for reason in ("fp32: its", "fp8-new: its", "fp8-old: its", "compute capability 121"):
         assert reason in message
 
 
@@ -124,7 +124,7 @@ def test_a_named_one_that_does_not_fit_is_refused_with_those_that_do(store: Path
     with pytest.raises(ConfigurationError) as caught:
         named(found(store), store, "tensorrt_rtx-sm121-fp8-tp1-pp1")
     message = str(caught.value)
-    assert "tensorrt_rtx, which does not import" in message
+    assert "compiled for a GPU of compute capability 121" in message
     assert message.endswith("these fit: onnxruntime-cpu-fp32-tp1-pp1, onnxruntime-cpu-fp8-tp1-pp1")
 
 
