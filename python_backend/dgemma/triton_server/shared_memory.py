@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 DIRECTORY = Path("/dev/shm")
@@ -43,12 +44,13 @@ def _is_ours(path: Path) -> bool:
 
 
 def _held_files() -> Iterator[str]:
-    """Every file that a process of ours maps or has open."""
+    """Every file that a process of ours has open or maps."""
     for process in Path("/proc").glob("[0-9]*"):
-        try:
+        # In this order: a file is opened before it is mapped, and may be closed once it is.
+        with suppress(OSError):  # the process has ended, or belongs to another user
+            for descriptor in (process / "fd").iterdir():
+                with suppress(OSError):  # closed meanwhile
+                    yield os.readlink(descriptor)
+        with suppress(OSError):
             for line in (process / "maps").read_text().splitlines():
                 yield line[line.find("/") :]
-            for descriptor in (process / "fd").iterdir():
-                yield os.readlink(descriptor)
-        except OSError:
-            continue  # it has ended, or belongs to another user
