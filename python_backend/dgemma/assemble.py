@@ -20,6 +20,7 @@ from dgemma.geometry import Geometry, read_config
 from dgemma.manifest import Manifest
 from dgemma.request import Request, RequestParser
 from dgemma.scheduler.scheduler import Scheduler
+from dgemma.tail.compiled import CompiledTail
 from dgemma.tail.draws import SeededDraws
 from dgemma.tail.statistics import Head
 from dgemma.tail.tail import Tail
@@ -53,10 +54,7 @@ def assemble(
     # What torch does on the host is too small to share, and more threads of its own would fight
     # the engine's for the cores.
     torch.set_num_threads(1)
-    tail = Tail(
-        Head(engine.embedding(), geometry.final_logit_softcapping),
-        SeededDraws(geometry.canvas_length, geometry.vocab_size),
-    )
+    tail = _open_tail(engine_directory, engine, geometry)
     stops = frozenset(defaults.eos_token_ids)
 
     def answer(request: Request) -> Answer:
@@ -92,6 +90,15 @@ def open_engine(
         f"{directory}: built for target {manifest.target}, which this installation cannot run; "
         "select an engine for this machine"
     )
+
+
+def _open_tail(directory: Path, engine: Engine, geometry: Geometry) -> Tail:
+    """The tail that the engine was built with."""
+    head = Head(engine.embedding(), geometry.final_logit_softcapping)
+    draws = SeededDraws(geometry.canvas_length, geometry.vocab_size)
+    if Manifest.read(directory).tail:
+        return CompiledTail.load(head, draws, directory, geometry)
+    return Tail(head, draws)
 
 
 def _image_tokens(checkpoint: Path) -> frozenset[int]:

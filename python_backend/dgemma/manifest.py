@@ -14,7 +14,7 @@ from dgemma.geometry import Geometry
 from dgemma.precision import Policy
 from dgemma.sealed import FileRecord, Sealed
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FILE_NAME = "manifest.json"
 REBUILD = "build it again with `dgemma-build engine --checkpoint DIR --target T --precision P`"
 _SEALED = Sealed("engine", FILE_NAME, SCHEMA_VERSION, REBUILD)
@@ -54,6 +54,7 @@ class Manifest:
     bindings: tuple[Binding, ...]
     files: Mapping[str, FileRecord]
     versions: Mapping[str, str]  # of the tools that built it
+    tail: tuple[str, ...] = ()  # file names of the tail's graphs; none: the tail runs in torch
     schema_version: int = SCHEMA_VERSION
 
     def write(self, directory: Path) -> None:
@@ -83,6 +84,7 @@ def _parsed(data: dict[str, Any]) -> dict[str, Any]:
         "policy": Policy.from_dict(data["policy"]),
         "runtime": Runtime(**data["runtime"]),
         "weights": tuple(data["weights"]),
+        "tail": tuple(data["tail"]),
         "bindings": tuple(Binding(**b) for b in bindings),
         "files": {name: FileRecord(**record) for name, record in data["files"].items()},
     }
