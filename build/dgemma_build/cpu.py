@@ -23,6 +23,7 @@ from dgemma.manifest import Binding, Runtime
 from dgemma.model.checkpoint import Checkpoint, load_tensors, parameter_shapes
 from dgemma.weight_store import WeightStore
 from dgemma_build.emit import emit
+from dgemma_build.emit_tail import emit_tail
 from dgemma_build.parts import Parts, Progress
 from dgemma_build.precision_pass import apply_precision
 from dgemma_build.store import write_store
@@ -76,7 +77,7 @@ def from_store(store: WeightStore, work: Path, progress: Progress) -> Parts:
     }
     for name in manifest.files:
         link(store.directory / name, work / name)
-    return _save(graph, places, work, progress)
+    return _save(manifest.geometry, graph, places, work, progress)
 
 
 def link(source: Path, target: Path) -> None:
@@ -144,18 +145,25 @@ def _plain(
     written = write_store(work / WEIGHTS, shapes, torch.float32, tensors, advance)
     places = {name: Bytes(WEIGHTS, p.offset, p.length, "F32") for name, p in written.items()}
     progress("graph", 0, 1)
-    return _save(emit(geometry, fused=geometry.num_experts <= FEW_EXPERTS), places, work, progress)
+    graph = emit(geometry, fused=geometry.num_experts <= FEW_EXPERTS)
+    return _save(geometry, graph, places, work, progress)
 
 
 def _save(
-    graph: onnx.ModelProto, places: Mapping[str, Bytes], work: Path, progress: Progress
+    geometry: Geometry,
+    graph: onnx.ModelProto,
+    places: Mapping[str, Bytes],
+    work: Path,
+    progress: Progress,
 ) -> Parts:
-    attach_weights(graph, places)
-    onnx.save(graph, work / GRAPH)
+    tail = emit_tail(geometry)
+    for name, model in ((GRAPH, graph), *tail.items()):
+        attach_weights(model, places)
+        onnx.save(model, work / name)
     progress("graph", 1, 1)
     weights = tuple(sorted({place.file for place in places.values()}))
     runtime = Runtime("onnxruntime", importlib.metadata.version("onnxruntime"))
-    return Parts(runtime, GRAPH, weights, bindings(graph))
+    return Parts(runtime, GRAPH, weights, bindings(graph), tuple(tail))
 
 
 def bindings(graph: onnx.ModelProto) -> tuple[Binding, ...]:

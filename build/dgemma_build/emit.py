@@ -74,7 +74,7 @@ def export(geometry: Geometry, dtype: torch.dtype, fused: bool) -> onnx.ModelPro
         network = Network(geometry, fused).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
         arguments = _example(geometry, network, dtype)
-        with _silence(), torch.no_grad():
+        with silence(), torch.no_grad():
             program = torch.onnx.export(
                 _PureNetwork(network),
                 arguments,
@@ -91,7 +91,7 @@ def export(geometry: Geometry, dtype: torch.dtype, fused: bool) -> onnx.ModelPro
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """Keep the exporter's remarks, which name nothing that a user could change, off the screen."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

@@ -23,7 +23,7 @@ from dgemma.sealed import FileRecord
 from dgemma.store_manifest import StoreManifest
 from dgemma.weight_store import WeightStore
 from dgemma_build import compile as compiler
-from dgemma_build import cpu, gpu, precision_pass, profiles
+from dgemma_build import cpu, emit_tail, gpu, precision_pass, profiles
 from dgemma_build.definition import definition_digest
 from dgemma_build.envelope import Envelope
 from dgemma_build.flavours import FLAVOURS
@@ -32,7 +32,7 @@ from dgemma_build.quantize.run import quantize_checkpoint
 from dgemma_build.targets import Target, load_targets, select
 
 # What decides an engine besides the network's definition.
-_BUILDERS = (compiler, cpu, gpu, precision_pass, profiles)
+_BUILDERS = (compiler, cpu, gpu, precision_pass, profiles, *emit_tail.MODULES)
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def _made(out: Path, wanted: _Wanted, make: Callable[[Path], Parts]) -> Manifest
     work.mkdir(parents=True)
     try:
         parts = make(work)
-        names = (parts.graph, *parts.weights, *parts.others)
+        names = (parts.graph, *parts.weights, *parts.tail, *parts.others)
         manifest = Manifest(
             **vars(wanted),
             runtime=parts.runtime,
@@ -206,6 +206,7 @@ def _made(out: Path, wanted: _Wanted, make: Callable[[Path], Parts]) -> Manifest
             weights=parts.weights,
             bindings=parts.bindings,
             profiles=parts.profiles,
+            tail=parts.tail,
             files={name: FileRecord.of(work / name) for name in names},
             versions={name: importlib.metadata.version(name) for name in ("torch", "onnx")},
         )

@@ -73,4 +73,4 @@ def from_geometry(
     bindings = tuple(
         Binding(b.name, _SAFETENSORS[b.dtype], b.shape, b.is_input) for b in compiled.bindings
     )
-    return Parts(runtime, PLAN, (), bindings, (LOG,), tuple(map(limits, shapes)))
+    return Parts(runtime, PLAN, (), bindings, others=(LOG,), profiles=tuple(map(limits, shapes)))

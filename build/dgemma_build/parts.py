@@ -18,5 +18,6 @@ class Parts:
     graph: str
     weights: tuple[str, ...]
     bindings: tuple[Binding, ...]
+    tail: tuple[str, ...] = ()  # graphs of the tail, where it does not run in torch
     others: tuple[str, ...] = ()  # such as a build log
     profiles: tuple[Mapping[str, tuple[int, int]], ...] = ()  # as in `Manifest`

@@ -27,6 +27,7 @@ from dgemma.profiles.selection import Selection
 from dgemma.profiles.serving import Wanted, open_wanted
 from dgemma.request import Request, RequestParser
 from dgemma.scheduler.scheduler import Scheduler
+from dgemma.tail.compiled import CompiledTail
 from dgemma.tail.draws import SeededDraws
 from dgemma.tail.statistics import Head
 from dgemma.tail.tail import Tail
@@ -74,14 +75,10 @@ def assemble(
         return open_engine(directory, geometry, checkpoint, capacity, threads, store or found)
 
     engine, selection = open_wanted(Wanted(models, profile, geometry), load, in_use)
-    embedding = engine.embedding()
     # What torch does on the host is too small to share, and more threads of its own would fight
     # the engine's for the cores.
     torch.set_num_threads(1)
-    tail = Tail(
-        Head(embedding, geometry.final_logit_softcapping),
-        SeededDraws(geometry.canvas_length, geometry.vocab_size, embedding.device),
-    )
+    tail = _open_tail(Path(selection.directory), engine, geometry)
     stops = frozenset(defaults.eos_token_ids)
 
     def answer(request: Request) -> Answer:
@@ -137,6 +134,16 @@ def _told(what: str, done: int, total: int) -> None:
     tenth = max(1, total // 10)
     if done == total or done // tenth > (done - 1) // tenth:
         logger.info("%s: %d of %d", what, done, total)
+
+
+def _open_tail(directory: Path, engine: Engine, geometry: Geometry) -> Tail:
+    """The tail that the engine was built with."""
+    embedding = engine.embedding()
+    head = Head(embedding, geometry.final_logit_softcapping)
+    draws = SeededDraws(geometry.canvas_length, geometry.vocab_size, embedding.device)
+    if Manifest.read(directory).tail:
+        return CompiledTail.load(head, draws, directory, geometry)
+    return Tail(head, draws)
 
 
 def _image_tokens(checkpoint: Path) -> frozenset[int]:

@@ -14,7 +14,7 @@ from dgemma.geometry import Geometry
 from dgemma.precision import Policy
 from dgemma.sealed import FileRecord, Sealed
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 FILE_NAME = "manifest.json"
 REBUILD = "build it again with `dgemma-build engine --checkpoint DIR --target T --precision P`"
 _SEALED = Sealed("engine", FILE_NAME, SCHEMA_VERSION, REBUILD)
@@ -57,6 +57,7 @@ class Manifest:
     # Of a plan: size -> the least and the most of it that each optimisation profile covers. Sizes
     # are rows, pairs, slots, context, ring and capacity.
     profiles: tuple[Mapping[str, tuple[int, int]], ...] = ()
+    tail: tuple[str, ...] = ()  # file names of the tail's graphs; none: the tail runs in torch
     schema_version: int = SCHEMA_VERSION
 
     def write(self, directory: Path) -> None:
@@ -88,6 +89,7 @@ def _parsed(data: dict[str, Any]) -> dict[str, Any]:
         "policy": Policy.from_dict(data["policy"]),
         "runtime": Runtime(**data["runtime"]),
         "weights": tuple(data["weights"]),
+        "tail": tuple(data["tail"]),
         "bindings": tuple(Binding(**b) for b in bindings),
         "files": {name: FileRecord(**record) for name, record in data["files"].items()},
     }

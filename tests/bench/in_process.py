@@ -24,7 +24,7 @@ from dgemma.engine.base import Engine, Row
 from dgemma.request import RawRequest
 from dgemma.scheduler.events import Block, Event, Finished
 from dgemma.scheduler.scheduler import Scheduler
-from dgemma.tail.tail import Canvas, Tail
+from dgemma.tail.tail import Tail
 from tests.bench.channel import answer_lines
 from tests.bench.workload import FIXED, LONGEST, Measured, tasks
 
@@ -60,12 +60,9 @@ class TimedEngine:
 class TimedTail(Tail):
     """A tail whose steps are timed."""
 
-    watch = Stopwatch()
-
-    def step(self, hidden: Tensor, rows: Sequence[tuple[Canvas, Any]]) -> None:
-        began = time.perf_counter()
-        super().step(hidden, rows)
-        self.watch.seconds += time.perf_counter() - began
+    def __init__(self, tail: Tail, watch: Stopwatch) -> None:
+        super().__init__(tail.head, tail.draws)
+        vars(self).update(step=watch.timed(tail.step))
 
 
 class InProcess:
@@ -109,10 +106,10 @@ class InProcess:
 
     def outside(self, rows: int) -> dict[str, Any]:
         """Microseconds a pass spends outside engine and tail, with `rows` requests at a time."""
-        watch, TimedTail.watch = Stopwatch(), Stopwatch()
+        watch, tail_watch = Stopwatch(), Stopwatch()
         scheduler = Scheduler(
             TimedEngine(self.engine, watch),
-            TimedTail(self.tail.head, self.tail.draws),
+            TimedTail(self.tail, tail_watch),
             self.parts.scheduler.answer_factory,
         )
         requests = [raw(tasks()[0].prompt, seed=i, **FIXED) for i in range(rows)]
@@ -122,11 +119,11 @@ class InProcess:
         began = time.perf_counter()
         while scheduler.step():
             pass
-        rest = time.perf_counter() - began - watch.seconds - TimedTail.watch.seconds
+        rest = time.perf_counter() - began - watch.seconds - tail_watch.seconds
         return {
             "microseconds": rest / scheduler.passes * 1e6,
             "engine_ms": watch.seconds / scheduler.passes * 1e3,
-            "tail_ms": TimedTail.watch.seconds / scheduler.passes * 1e3,
+            "tail_ms": tail_watch.seconds / scheduler.passes * 1e3,
         }
 
     def bare(self, rows: int, passes: int) -> dict[str, Any]:

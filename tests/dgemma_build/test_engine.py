@@ -21,6 +21,7 @@ from dgemma.errors import ConfigurationError
 from dgemma.manifest import FILE_NAME, Manifest
 from dgemma.model.checkpoint import Checkpoint, hf_name
 from dgemma.profiles.locks import building
+from dgemma.tail.graph import LOOK, MOVE
 from dgemma_build.engine import Built, build_engine
 from tests.dgemma.engine.fake_engine import geometry_of
 from tests.dgemma.model.tiny_weights import hf_tensors, random_network, write_weights
@@ -72,8 +73,10 @@ def test_an_engine_is_a_graph_a_store_and_a_manifest(checkpoint: Path, tmp_path:
     assert not built.up_to_date
     manifest = Manifest.read(tmp_path / "engine")
     assert manifest == built.manifest
-    assert set(stamps(tmp_path / "engine")) == {manifest.graph, *manifest.weights, FILE_NAME}
-    assert set(manifest.files) == {manifest.graph, *manifest.weights}
+    files = {manifest.graph, *manifest.weights, LOOK.file, MOVE.file}
+    assert set(stamps(tmp_path / "engine")) == {*files, FILE_NAME}
+    assert set(manifest.files) == files
+    assert manifest.tail == (LOOK.file, MOVE.file)
     assert (manifest.target, manifest.precision) == ("cpu", "fp32")
     assert manifest.geometry == GEOMETRY
     manifest.verify(tmp_path / "engine")
@@ -169,6 +172,15 @@ def test_other_weights_are_another_engine(checkpoint: Path, tmp_path: Path) -> N
     assert torch.equal(stored, wanted)
 
 
+def test_another_definition_of_the_tail_is_another_engine(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(checkpoint, tmp_path / "engine")
+    fewer = dgemma_build.engine._BUILDERS[:-1]
+    monkeypatch.setattr(dgemma_build.engine, "_BUILDERS", fewer)
+    assert not build(checkpoint, tmp_path / "engine").up_to_date
+
+
 def test_another_definition_of_the_network_is_another_engine(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +189,7 @@ def test_another_definition_of_the_network_is_another_engine(
     assert not build(checkpoint, tmp_path / "engine").up_to_date
 
 
-@pytest.mark.parametrize("name", ["graph.onnx", "weights.safetensors"])
+@pytest.mark.parametrize("name", ["graph.onnx", "weights.safetensors", "tail_look.onnx"])
 @pytest.mark.parametrize("content", [b"", b"broken", None])
 def test_a_broken_engine_is_built_again(
     checkpoint: Path, tmp_path: Path, name: str, content: bytes | None

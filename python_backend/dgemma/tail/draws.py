@@ -49,7 +49,7 @@ class Draws(Protocol):
 
 
 @dataclass(frozen=True)
-class _Plan:
+class Plan:
     """The hashes of `PLANNED` steps of one canvas, made at once because each is tiny."""
 
     initial: Tensor  # int64 [L]
@@ -70,20 +70,23 @@ class SeededDraws:
         return self._plan(seed, block, 0).initial
 
     def step(self, moments: Sequence[Moment]) -> tuple[Tensor, Race | None]:
-        plans = [
-            (self._plan(m.seed, m.block, m.step // PLANNED), m.step % PLANNED) for m in moments
-        ]
+        plans = [self.plan(moment) for moment in moments]
         renoise = together([plan.renoise[i : i + 1] for plan, i in plans])
         words = Words.joined([plan.sample.rows(i, i + 1) for plan, i in plans])
         return renoise, partial(self.noise.exponential, words)
 
-    def _planned(self, seed: int, block: int, part: int) -> _Plan:
+    def plan(self, moment: Moment) -> tuple[Plan, int]:
+        """The plan that a step is in, and which of its steps it is."""
+        part, index = divmod(moment.step, PLANNED)
+        return self._plan(moment.seed, moment.block, part), index
+
+    def _planned(self, seed: int, block: int, part: int) -> Plan:
         steps = range(part * PLANNED, (part + 1) * PLANNED)
         draws = [(0, INITIAL), *((s, RENOISE) for s in steps), *((s, SAMPLE) for s in steps)]
         words = self.noise.words([Key.of(seed, block, *draw) for draw in draws])
         ids = self.noise.ids(words.rows(0, 1 + PLANNED))
         sample = self.noise.with_tokens(words.rows(1 + PLANNED, len(draws)))
-        return _Plan(ids[0], ids[1:], sample)
+        return Plan(ids[0], ids[1:], sample)
 
     def invert(self, moments: Sequence[Moment], probabilities: Tensor) -> Tensor:
         raise TypeError("seeded draws sample by a race, not by inverting a distribution")

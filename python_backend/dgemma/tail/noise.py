@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -29,13 +30,14 @@ def _scalar(word: int) -> Tensor:
     return torch.tensor(_signed(word), dtype=torch.int32, device="cpu")
 
 
+_ONNX_INT32, _ONNX_UINT32 = 6, 12  # onnx.TensorProto's numbers
 _POSITION = _signed(0x9E3779B1)
 _TOKEN = _signed(0x85EBCA77)
 _MIX_1, _MIX_2 = _scalar(0x7FEB352D), _scalar(0x846CA68B)
-_9, _15, _16 = _scalar(9), _scalar(15), _scalar(16)
+_15, _16 = _scalar(15), _scalar(16)
 _32, _LOW_32 = torch.tensor(32, device="cpu"), torch.tensor(0xFFFFFFFF, device="cpu")
 _HALF = torch.tensor(0.5 + 2.0**-24, device="cpu")
-_LOW_16, _LOW_17 = _scalar(0xFFFF), _scalar(0x1FFFF)
+_LOW_16, _LOW_17, _UPPER_23 = _scalar(0xFFFF), _scalar(0x1FFFF), _scalar(0xFFFFFE00)
 
 
 @dataclass(frozen=True)
@@ -130,10 +132,27 @@ class Noise:
         Dividing probabilities by it and taking the largest samples them (an exponential race, the
         Gumbel-max trick without its outer logarithm), and it can be done tile by tile.
         """
-        # Both parts are mixed already; two products and a shift make their combination random.
-        x = words.positions[..., None] ^ self._tokens(words, first, last)[:, None]  # [R, L, t]
-        x = x.mul_(_MIX_1)
-        x = x.bitwise_xor_((x >> _15).bitwise_and_(_LOW_17)).mul_(_MIX_2)
-        # The upper 23 bits and a half: u is never 0 and never 1.
-        u = torch.add(_HALF, x >> _9, alpha=2.0**-23)
-        return u.log_().neg_()
+        return exponential(words.positions[..., None], self._tokens(words, first, last)[:, None])
+
+
+def exponential(positions: Tensor, tokens: Tensor) -> Tensor:
+    """Exponential noise `[R, L, t]` of mixed words: positions `[R, L, 1]` and ids `[R, 1, t]`."""
+    # Both are mixed already; two products and a shift make their combination random.
+    x = positions ^ tokens
+    x = x.mul_(_MIX_1)
+    x = x.bitwise_xor_(_upper_17(x)).mul_(_MIX_2)
+    # The upper 23 bits and a half: u is never 0 and never 1.
+    u = torch.add(_HALF, x.bitwise_and_(_UPPER_23), alpha=2.0**-32)
+    return u.log_().neg_()
+
+
+def _upper_17(x: Tensor) -> Tensor:
+    """`x >> 15` of the words as unsigned numbers."""
+    if not torch.compiler.is_exporting():
+        return (x >> _15).bitwise_and_(_LOW_17)
+    # ONNX shifts unsigned numbers only, and torch's own export makes eight operators of that.
+    node = partial(torch.onnx.ops.symbolic, shape=x.shape)
+    words = node("Cast", [x], {"to": _ONNX_UINT32}, dtype=torch.uint32)
+    places = torch.tensor(15, dtype=torch.int64).to(torch.uint32)
+    upper = node("BitShift", [words, places], {"direction": "RIGHT"}, dtype=torch.uint32)
+    return node("Cast", [upper], {"to": _ONNX_INT32}, dtype=torch.int32)

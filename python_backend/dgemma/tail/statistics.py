@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dgemma.template import FREE
+
 TILE = 8192
 
 Race = Callable[[int, int], Tensor]  # (first, last) -> exponential noise, fp32 [R, L, t]
@@ -39,6 +41,11 @@ class Head:
     def probabilities(self, hidden: Tensor, temperature: Tensor) -> Tensor:
         """The whole distribution, fp32 `[R, L, V]`; for tapes, where memory does not matter."""
         return self.scores(hidden, temperature, 0, len(self.embedding)).softmax(-1)
+
+    def hold(self, soft: Tensor, pinned: Tensor) -> Tensor:
+        """Soft embeddings `[.., L, D]` with those of pinned tokens `[.., L]` in their places."""
+        certain = self.embedding[pinned.clamp(min=0)].to(soft.dtype) * soft.shape[-1] ** 0.5
+        return torch.where((pinned == FREE)[..., None], soft, certain)
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,32 @@ def statistics(
 
 
 @dataclass(frozen=True)
+class Weights:
+    """The tokens of a range of ids, relative to the one with the largest score."""
+
+    top: Tensor  # [R, L], that score
+    argmax: Tensor  # [R, L]
+    weight: Tensor  # [R, L, t], exp(z - top)
+    mass: Tensor  # [R, L], sum of weights
+    weighted: Tensor  # [R, L], sum of weight * (z - top)
+
+    @classmethod
+    def of(cls, z: Tensor) -> Weights:
+        """Of scores `[R, L, t]`, which are overwritten."""
+        top, argmax = largest(z)
+        # Relative to `top`, the top token adds nothing to `weighted`: small entropies stay exact.
+        z = z.sub_(top[..., None])
+        weight = z.exp()
+        return cls(top, argmax, weight, weight.sum(-1), z.mul_(weight).sum(-1))
+
+
+def mean_embedding(weight: Tensor, embedding: Tensor) -> Tensor:
+    """Sum of weights times embeddings times sqrt(D), fp32 `[R, L, D]`."""
+    root = math.sqrt(embedding.shape[-1])
+    return product(weight.to(embedding.dtype), embedding, root).float()
+
+
+@dataclass(frozen=True)
 class _Sums:
     """Sums over a range of ids, relative to the largest score `top` among them."""
 
@@ -86,17 +119,13 @@ class _Sums:
     @classmethod
     def of(cls, z: Tensor, first: int, embedding: Tensor, noise: Tensor | None) -> _Sums:
         """Of one tile `z [R, L, t]`, which is overwritten."""
-        top, argmax = largest(z)
-        # Relative to `top`, the top token adds nothing to `weighted`: small entropies stay exact.
-        z = z.sub_(top[..., None])
-        weight = z.exp()
-        mass, weighted = weight.sum(-1), z.mul_(weight).sum(-1)
-        root = math.sqrt(embedding.shape[-1])
-        mean = product(weight.to(embedding.dtype), embedding, root).float()
-        lead, sampled = (top, argmax) if noise is None else largest(weight.div_(noise))
+        w = Weights.of(z)
+        mean = mean_embedding(w.weight, embedding)
+        lead, sampled = (w.top, w.argmax) if noise is None else largest(w.weight.div_(noise))
+        argmax = w.argmax
         if first:
             argmax, sampled = argmax + first, sampled + first
-        return cls(top, argmax, mass, weighted, mean, lead, sampled)
+        return cls(w.top, argmax, w.mass, w.weighted, mean, lead, sampled)
 
     def joined(self, later: _Sums) -> _Sums:
         """Sums over both ranges; of equal scores the earlier id is kept."""
@@ -126,7 +155,7 @@ class _Sums:
 
 def largest(x: Tensor) -> tuple[Tensor, Tensor]:
     """The maximum over the last axis and its index, the first of equals."""
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_exporting():
         top, index = x.max(-1)
         return top, index
     # torch looks for an index one number at a time; numpy and `amax` take eight.
@@ -138,7 +167,7 @@ def product(rows: Tensor, matrix: Tensor, scale: float) -> Tensor:
 
     There a product rounds otherwise with more lines, and no row may depend on its neighbours.
     """
-    if rows.device.type != "cpu":
+    if rows.device.type != "cpu" or torch.compiler.is_exporting():
         return rows @ matrix * scale
     out = rows.new_empty(*rows.shape[:-1], matrix.shape[-1])
     for row, place in zip(rows.unbind(), out.unbind(), strict=True):

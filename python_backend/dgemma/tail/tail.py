@@ -47,6 +47,19 @@ class Canvas:
         states = self.accepted.long()
         return states if self.pinned is None else states.masked_fill(self.pinned != FREE, PINNED)
 
+    def settle(self, sampling: Sampling, mean: float, same: bool) -> None:
+        """Count a step whose free positions have this mean entropy, and the `same` argmax again."""
+        self.step += 1
+        self.mean_entropy = mean
+        self.repeats = self.repeats + 1 if same else 0
+        self.converged = converged(
+            self.repeats, sampling.stability_threshold, mean, sampling.confidence_threshold
+        )
+
+    def is_done(self, sampling: Sampling) -> bool:
+        """Whether it takes no further step."""
+        return self.converged or self.step >= sampling.max_denoising_steps
+
 
 @dataclass(frozen=True)
 class Tail:
@@ -60,7 +73,7 @@ class Tail:
         """A fresh canvas of uniform tokens, with the pinned ones in place."""
         ids = self.draws.initial(sampling.seed, block)
         pinned = None if pinned is None else pinned.to(ids.device)
-        return Canvas(block, _hold(ids, pinned), pinned)
+        return Canvas(block, hold(ids, pinned), pinned)
 
     @torch.inference_mode()
     def step(self, hidden: Tensor, rows: Sequence[tuple[Canvas, Sampling]]) -> None:
@@ -74,10 +87,9 @@ class Tail:
         accepted = accept(view.entropy, bound, free)
         ids = torch.where(accepted, view.sampled, renoise)
         argmax, soft = view.argmax, view.soft
-        if pinned is not None and free is not None:
-            ids, argmax = torch.where(free, ids, pinned), torch.where(free, argmax, pinned)
-            certain = self.head.embedding[pinned.clamp(min=0)].to(soft.dtype)
-            soft = torch.where(free[..., None], soft, certain * hidden.shape[-1] ** 0.5)
+        if pinned is not None:
+            ids, argmax = hold(ids, pinned), hold(argmax, pinned)
+            soft = self.head.hold(soft, pinned)
         mean = mean_entropy(view.entropy, free)
         same = (argmax == _last_argmax(rows, argmax)).all(-1)
         # The one read of device memory by the host between two passes.
@@ -85,15 +97,7 @@ class Tail:
         for i, (canvas, sampling) in enumerate(rows):
             canvas.ids, canvas.soft, canvas.argmax = ids[i], soft[i], argmax[i]
             canvas.accepted, canvas.entropy = accepted[i], view.entropy[i]
-            canvas.step += 1
-            canvas.mean_entropy = means[i]
-            canvas.repeats = canvas.repeats + 1 if repeated[i] else 0
-            canvas.converged = converged(
-                canvas.repeats,
-                sampling.stability_threshold,
-                canvas.mean_entropy,
-                sampling.confidence_threshold,
-            )
+            canvas.settle(sampling, means[i], bool(repeated[i]))
 
     def _statistics(
         self, hidden: Tensor, warmth: Tensor, moments: Sequence[Moment], race: Race | None
@@ -134,7 +138,8 @@ def _last_argmax(rows: Sequence[tuple[Canvas, Sampling]], like: Tensor) -> Tenso
     return together([none if c.argmax is None else c.argmax[None] for c, _ in rows])
 
 
-def _hold(ids: Tensor, pinned: Tensor | None) -> Tensor:
+def hold(ids: Tensor, pinned: Tensor | None) -> Tensor:
+    """Token ids `[.., L]` with the pinned ones in their places."""
     return ids if pinned is None else torch.where(pinned == FREE, ids, pinned)
 
 
