@@ -20,6 +20,7 @@ from dgemma_build.targets import load_targets, select
 from dgemma_build.verify.report import Report
 from dgemma_build.verify.run import Wanted, subject_of
 from dgemma_build.verify.run import verify as run
+from dgemma_build.verify.timing import MOST_RUNS
 
 _MARKS = {"passed": "[green]passed[/]", "failed": "[red]failed[/]", "skipped": "skipped"}
 WIDE = 160  # columns, where nobody watches
@@ -42,7 +43,9 @@ def verify(
     ] = None,
     slots: Annotated[int, typer.Option(min=1, max=64, help="Slots of the engine as run.")] = 2,
     context: Annotated[int, typer.Option(min=2, help="Tokens of a slot as run.")] = 2048,
-    runs: Annotated[int, typer.Option(min=1, help="Runs of which a median is taken.")] = 20,
+    runs: Annotated[
+        int, typer.Option(min=1, max=MOST_RUNS, help="Runs of which a median is taken.")
+    ] = 20,
     prompt: Annotated[
         list[str] | None, typer.Option(help="Prompt for Hugging Face; may be given repeatedly.")
     ] = None,

@@ -70,14 +70,16 @@ def _mixture(make: _Tokens, capacity: Capacity, held: dict[int, int]) -> Pass:
     """Prefill, denoise and a commit with denoise in turn, and what each slot holds then."""
     length = make.geometry.canvas_length
     rows: list[Row] = []
-    for slot in range(capacity.slots):
-        if len(rows) + 2 > capacity.rows or held[slot] + 2 * length > capacity.context:
-            break
-        encode = Row(make.ids(), slot, held[slot], length, False)
-        denoise = Row(make.ids(), slot, held[slot], length, True, make.soft())
+    for slot, at in held.items():
+        denoise = Row(make.ids(), slot, at, length, True, make.soft())
+        encode = Row(make.ids(), slot, at, length, False)
         behind = denoise._replace(start=encode.end, soft=None, partner=len(rows))
-        rows += ([denoise], [encode], [encode, behind])[slot % 3]
-        held[slot] += length if slot % 3 else 0
+        what = 0 if at + 2 * length > capacity.context else slot % 3
+        new = ([denoise], [encode, behind], [encode])[what]
+        if len(rows) + len(new) > capacity.rows:
+            break
+        rows += new
+        held[slot] = encode.end if what else at
     return Pass("mixture", rows)
 
 

@@ -150,12 +150,17 @@ def _skipped(name: str, why: str) -> Check:
 
 
 def capacity_of(manifest: Manifest, wanted: Wanted) -> Capacity:
-    """What is asked for, as far as model and plan go."""
+    """What is asked for, as far as model and plan go.
+
+    ConfigurationError where not every kind of pass has room: the longest takes four canvases.
+    """
     context = min(wanted.context, manifest.geometry.max_position_embeddings)
     slots = wanted.slots
     for most in manifest.profiles[-1:]:  # the one with the most rows
         context = min(context, most["context"][1])
         slots = min(slots, most["slots"][1], most["rows"][1] // 2)
+    if context < (least := 4 * manifest.geometry.canvas_length):
+        raise ConfigurationError(f"context: got {context}; at least {least}, four canvases")
     return Capacity(slots, context, 2 * slots)
 
 

@@ -116,7 +116,7 @@ def test_hugging_face_agrees_on_a_whole_checkpoint(
     demo_engine: Path, demo_checkpoint: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "report.json"
-    chosen = ("--device", "--runs", 1, "--slots", 1, "--context", 256)
+    chosen = ("--device", "--runs", 1, "--slots", 1, "--context", 512)
     result = run(demo_engine, "--checkpoint", demo_checkpoint, *chosen, "--json", file)
     assert result.exit_code == 0, result.output
     found = read_report(file).hugging_face

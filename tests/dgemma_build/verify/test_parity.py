@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from dgemma.engine.base import Capacity, Row
+from dgemma.engine.batch import check
 from dgemma.engine.torch_reference import TorchReference
 from dgemma.manifest import Manifest, Runtime
 from dgemma.precision import policy_of
@@ -74,6 +75,15 @@ def test_passes_are_of_every_kind_and_one_engine_can_run_them() -> None:
     assert longest.context > GEOMETRY.sliding_window
     one = list(passes(GEOMETRY, Capacity(1, 40, 2)))
     assert max(len(each.rows) for each in one) == 2
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 5])
+@pytest.mark.parametrize("context", [32, 40, 64, 200])
+def test_every_pass_is_one_that_an_engine_may_run(slots: int, context: int) -> None:
+    capacity = Capacity(slots, context, 2 * slots)
+    for each in passes(GEOMETRY, capacity):
+        check(each.rows, GEOMETRY, capacity)
+        assert all(row.end <= context for row in each.rows), each.kind
 
 
 def test_an_engine_that_is_right(tmp_path: Path) -> None:

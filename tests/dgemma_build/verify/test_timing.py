@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from dgemma.errors import ConfigurationError
 from dgemma.manifest import Runtime
 from dgemma_build.geometries import named_geometry
 from dgemma_build.sizes import Model
@@ -38,3 +39,5 @@ def test_an_engine_is_run_with_no_more_than_its_plan_was_built_for(tmp_path: Pat
     assert (limited.slots, limited.context, limited.rows) == (4, 256, 8)
     assert LIMITS["slots"][1] == 4 and geometry_of().max_position_embeddings == 256
     assert capacity_of(plan, Wanted(slots=1, context=100)).context == 100
+    with pytest.raises(ConfigurationError, match="context: got 31; at least 32, four canvases"):
+        capacity_of(plan, Wanted(context=31))
