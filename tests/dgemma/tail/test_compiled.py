@@ -95,9 +95,9 @@ def test_the_graphs_compute_what_the_tail_does(compiled: CompiledTail, seed: int
         wanted.step,
         wanted.converged,
     )
-    # A score is up to 75 and rounded to 4e-6 of a nat; so is what is summed of it.
-    torch.testing.assert_close(got.entropy, wanted.entropy, rtol=1e-5, atol=1e-6)
-    assert got.mean_entropy == pytest.approx(wanted.mean_entropy, rel=1e-5, abs=1e-6)
+    # A score is up to 75, where neighbouring numbers lie 8e-6 apart; entropies are no more exact.
+    torch.testing.assert_close(got.entropy, wanted.entropy, rtol=1e-5, atol=1e-5)
+    assert got.mean_entropy == pytest.approx(wanted.mean_entropy, rel=1e-5, abs=1e-5)
     if not wanted.converged:
         assert torch.equal(got.ids, wanted.ids)
         torch.testing.assert_close(got.soft, wanted.soft, rtol=1e-4, atol=1e-5)
