@@ -19,6 +19,7 @@ from dgemma.request import RawRequest
 from dgemma.scheduler.events import Block, Event, Finished
 from dgemma.tail.draws import Draws, Moment
 from dgemma.tail.statistics import Race
+from dgemma.tail.tail import Tail
 
 CROWD = 8  # requests of a mix, the watched one included
 LETTERS = "abcdefghijklmnopqrstuvwxyz 0123456789.\n"
@@ -51,7 +52,8 @@ def mixes_differ(parts_factory: Callable[[], Parts], mixes: int, seed: int) -> i
 def keyed_by_row(parts: Parts) -> Parts:
     """The same parts, but noise depends on the row in which a request happens to stand."""
     tail = parts.scheduler.tail
-    parts.scheduler.tail = replace(tail, draws=RowKeyedDraws(tail.draws))
+    # In torch: graphs take one row at a time and know no other.
+    parts.scheduler.tail = Tail(tail.head, RowKeyedDraws(tail.draws))
     return parts
 
 

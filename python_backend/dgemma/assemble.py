@@ -6,7 +6,7 @@ Knows which engine a manifest asks for; every part knows its own business.
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -41,8 +41,8 @@ class Parts:
 
     parser: RequestParser
     scheduler: Scheduler
-    selection: Selection
-    in_use: InUse  # as long as the engine is
+    selection: Selection | None = None  # None: nothing was chosen, an engine was given
+    in_use: InUse = field(default_factory=InUse)  # as long as the engine is
 
 
 def assemble(

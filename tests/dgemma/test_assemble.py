@@ -16,6 +16,8 @@ from dgemma.scheduler.events import Block, Event, Finished
 from dgemma_build.demo.vocabulary import IMAGE, IMAGE_END, IMAGE_START
 from tests.manifests import edit_manifest
 
+TENSORRT = {"flavour": "tensorrt", "version": "11.4", "compute_capability": 90}
+
 
 @pytest.fixture
 def engine(demo_engine: Path, tmp_path: Path) -> Path:
@@ -97,10 +99,10 @@ def test_an_engine_of_another_geometry(engine: Path, checkpoint: Path) -> None:
 
 
 def test_an_engine_for_another_target(engine: Path, checkpoint: Path) -> None:
-    edit_manifest(engine, target="sm90", runtime={"flavour": "tensorrt", "version": "11.4"})
+    edit_manifest(engine, target="sm90", runtime=TENSORRT)
     message = refusal(engine, checkpoint)
-    assert "manifest.json: needs tensorrt, which does not import" in message
-    assert "serve in NVIDIA's Triton container" in message
+    assert "manifest.json: was compiled for a GPU of compute capability 90" in message
+    assert "select an engine for target cpu" in message
 
 
 def test_a_plan_takes_its_weights_from_a_store_that_is_set(
