@@ -100,7 +100,9 @@ def test_the_graphs_compute_what_the_tail_does(compiled: CompiledTail, seed: int
     assert got.mean_entropy == pytest.approx(wanted.mean_entropy, rel=1e-5, abs=1e-5)
     if not wanted.converged:
         assert torch.equal(got.ids, wanted.ids)
-        torch.testing.assert_close(got.soft, wanted.soft, rtol=1e-4, atol=1e-5)
+        # A weight is off by what its score is, and so is the mean of embeddings.
+        scale = float(wanted.soft.abs().max())
+        torch.testing.assert_close(got.soft, wanted.soft, rtol=0, atol=1e-5 * scale)
 
 
 def test_a_row_is_the_same_to_the_last_bit_among_others(compiled: CompiledTail) -> None:
