@@ -17,9 +17,11 @@ from dgemma_build import cli_targets
 from dgemma_build.engine import build_engine, build_from_store, build_plan
 from dgemma_build.geometries import named_geometry
 from dgemma_build.quantize.command import quantize
+from dgemma_build.verify.command import verify
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(quantize)
+app.command()(verify)
 console = Console(stderr=True)
 cli_targets.register(app)
 

@@ -15,7 +15,16 @@ V, D, L = 96, 16, 8
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_nothing_of_a_step_is_anywhere_else(dtype: torch.dtype) -> None:
+def test_nothing_of_a_step_is_anywhere_else(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[torch.Size] = []
+
+    def read(tensor: torch.Tensor) -> list[list[float]]:
+        reads.append(tensor.shape)
+        return [[0.5] * tensor.shape[1]] * tensor.shape[0]
+
+    monkeypatch.setattr(torch.Tensor, "tolist", read)
     embedding = torch.empty(V, D, dtype=dtype, device=DEVICE)
     tail = Tail(Head(embedding, 30.0), SeededDraws(L, V, DEVICE))
     pinned = torch.tensor([5, *[-1] * (L - 1)])
@@ -23,8 +32,10 @@ def test_nothing_of_a_step_is_anywhere_else(dtype: torch.dtype) -> None:
         (tail.begin(block, SAMPLING, pins), SAMPLING) for block, pins in ((0, None), (1, pinned))
     ]
     hidden = torch.empty(2, L, D, dtype=dtype, device=DEVICE)
+    reads.clear()
     for _ in range(2):
         tail.step(hidden, rows)
+    assert reads == [(2, 2)] * 2, "the host reads once in a step"
     for canvas, _ in rows:
         kept = (canvas.ids, canvas.soft, canvas.argmax, canvas.accepted, canvas.entropy)
         assert all(tensor is not None and tensor.device == DEVICE for tensor in kept)

@@ -1,0 +1,56 @@
+"""On which platforms engines were executed, by the reports that operators shared.
+
+Knows files of `docs/measurements/`; a platform without one of its own was never executed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from dgemma_build.targets import Gpu, Target
+from dgemma_build.verify.report import Report, read_report
+
+NEVER = "never executed"
+CPU = "this machine's CPU"
+
+
+def reports(directory: Path) -> list[Report]:
+    """Every report in a directory; ConfigurationError names one that is none."""
+    files = sorted(directory.glob("*.json"))
+    return [read_report(path) for path in files if not path.name.startswith("schema-")]
+
+
+def is_product(gpu: Gpu, name: str) -> bool:
+    """Whether a driver's name of a GPU is that of a product.
+
+    They agree in the words with a digit, sizes of memory left out: `RTX 5090` is `NVIDIA GeForce
+    RTX 5090`, `H100 80 GB` is `NVIDIA H100 PCIe`.
+    """
+    words = re.findall(r"\w+", re.sub(r"\b\d+ GB\b", "", gpu.name))
+    marks = {word for word in words if any(c.isdigit() for c in word)}
+    return bool(marks) and marks <= set(re.findall(r"\w+", name))
+
+
+def measured_platforms(
+    found: Sequence[Report], targets: Sequence[Target]
+) -> Mapping[str, Sequence[Report]]:
+    """Product -> the reports in which it ran passes and all of them were right; none: never."""
+    platforms: dict[str, list[Report]] = {}
+    ran = [report for report in found if report.executed and report.passed]
+    for target in targets:
+        mine = [report for report in ran if report.engine.target == target.name]
+        for gpu in target.gpus:
+            platforms[gpu.name] = [r for r in mine if is_product(gpu, r.device.name)]
+        if not target.gpus:
+            platforms[CPU] = mine
+    return platforms
+
+
+def state(found: Sequence[Report]) -> str:
+    """What a table says of a platform."""
+    if not found:
+        return NEVER
+    days = max(report.day for report in found)
+    return f"executed: {', '.join(sorted({r.engine.precision for r in found}))}; last on {days}"
