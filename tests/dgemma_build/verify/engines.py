@@ -1,4 +1,4 @@
-"""Small engines for `cpu` to verify: built once, copied where they are to be broken."""
+"""A small engine for `cpu` to verify, built once, copied where it is to be broken."""
 
 from __future__ import annotations
 
@@ -7,16 +7,30 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from dgemma_build.engine import build_engine
-from tests.dgemma.model.tiny_weights import hf_tensors, random_network, write_weights
 from tests.dgemma_build.quantized import whole_groups
+from tests.oracle.checkpoints import FULL, SLIDING, write_tiny_checkpoint
 
 GEOMETRY = whole_groups()
+# Matrices of whole groups of 64, in a network that does not magnify rounding from layer to layer.
+TEXT = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "moe_intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_global_key_value_heads": 2,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "layer_types": [SLIDING, FULL],
+    "num_hidden_layers": 2,
+    "sliding_window": 12,
+}
 
 
 @cache
 def cpu_engine(precision: str) -> Path:
     """An engine directory that nobody may change."""
     root = Path(mkdtemp(prefix="dgemma-verify-"))
-    write_weights(root / "checkpoint", GEOMETRY, hf_tensors(random_network(GEOMETRY)))
+    write_tiny_checkpoint(root / "checkpoint", canvas_length=8, **TEXT)
     build_engine(root / "checkpoint", "cpu", precision, root / "engine")
     return root / "engine"
