@@ -14,7 +14,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from dgemma.errors import DgemmaError
 from dgemma_build import cli_targets
-from dgemma_build.engine import build_engine, build_from_store, build_plan
+from dgemma_build.engine import (
+    build_constant_plan,
+    build_engine,
+    build_from_store,
+    build_plan,
+)
 from dgemma_build.geometries import named_geometry
 from dgemma_build.quantize.command import quantize
 
@@ -52,6 +57,13 @@ def engine(
     max_context: Annotated[
         int | None, typer.Option(min=1, help="Tokens that a slot can hold; GPUs only.")
     ] = None,
+    weights_as_constants: Annotated[
+        bool,
+        typer.Option(
+            "--weights-as-constants",
+            help="Put the weights of --checkpoint or --store into the plan; GPUs only.",
+        ),
+    ] = False,
     targets: cli_targets.TargetsOption = None,
 ) -> None:
     """Write graph, weights and manifest; does nothing where they are up to date.
@@ -60,8 +72,12 @@ def engine(
     """
     if sum(source is not None for source in (checkpoint, store, geometry)) != 1:
         raise typer.BadParameter("name one of --checkpoint, --store and --geometry")
-    if geometry is None and (max_rows, max_context) != (None, None):
-        raise typer.BadParameter("--max-rows and --max-context go with --geometry")
+    if geometry is not None and weights_as_constants:
+        raise typer.BadParameter("--weights-as-constants goes with --checkpoint or --store")
+    if geometry is None and not weights_as_constants and (max_rows, max_context) != (None, None):
+        raise typer.BadParameter(
+            "--max-rows and --max-context go with --geometry or --weights-as-constants"
+        )
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
@@ -72,7 +88,19 @@ def engine(
             bars.update(tasks[what], completed=done)
 
         try:
-            if checkpoint is not None:
+            if weights_as_constants:
+                built = build_constant_plan(
+                    checkpoint,
+                    store,
+                    target,
+                    precision,
+                    out,
+                    progress,
+                    max_rows=max_rows,
+                    max_context=max_context,
+                    targets=targets,
+                )
+            elif checkpoint is not None:
                 built = build_engine(
                     checkpoint, target, precision or "fp32", out, progress, targets=targets
                 )

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
@@ -124,31 +125,65 @@ def build_plan(
     max_rows: int | None = None,
     max_context: int | None = None,
     targets: Path | None = None,
+    constants: WeightStore | None = None,
 ) -> Built:
     """Make `out` a TensorRT plan of a geometry, without weights: those are any store's of it.
 
     Passes have up to `max_rows` rows, two for each slot, over slots of `max_context` tokens; both
-    are the target's where they are not given. Raises ConfigurationError for a target that has no
-    GPU or cannot be compiled for here.
+    are the target's where they are not given. With `constants` the plan holds the weights of that
+    store and serves no other. Raises ConfigurationError for a target that has no GPU or cannot be
+    compiled for here.
     """
     found = _supported(target, precision, targets)
     if found.flavour == "onnxruntime":
         raise ConfigurationError(
             f"an engine for {target} holds its weights; name a --checkpoint or a --store"
         )
+    policy, held = policy_of(precision), ""
+    if constants is not None:
+        constants.manifest.expect(constants.directory, precision=precision)
+        policy = constants.manifest.policy
+        held = constants.manifest.source + constants.manifest.recipe
     rows = max_rows or found.max_rows
     context = min(max_context or found.max_context, geometry.max_position_embeddings)
     envelope = Envelope(max(1, rows // 2), rows, context)
     version = getattr(FLAVOURS[found.flavour].load(), "__version__", "")
-    source = _digest(f"{found.flavour} {version} {found.compute_capability} {envelope}")
-    wanted = _Wanted(target, precision, policy_of(precision), geometry, source)
+    source = _digest(f"{found.flavour} {version} {found.compute_capability} {envelope} {held}")
+    wanted = _Wanted(target, precision, policy, geometry, source)
     cache = out.parent / "graphs"
     return _build(
         out,
         wanted,
         lambda work: gpu.from_geometry(
-            geometry, wanted.policy, found, envelope, cache, work, progress
+            geometry, policy, found, envelope, cache, work, progress, constants
         ),
+    )
+
+
+def build_constant_plan(
+    checkpoint: Path | None,
+    store: Path | None,
+    target: str,
+    precision: str | None,
+    out: Path,
+    progress: Progress = lambda what, done, total: None,
+    **options: Any,
+) -> Built:
+    """`build_plan` with the weights of a store inside, or of a checkpoint by way of one.
+
+    The store stays needed: the tail reads its embedding. Raises ConfigurationError as
+    `build_from_store` does.
+    """
+    if store is None:
+        assert checkpoint is not None, "one of both"
+        precision, store = precision or "bf16", out.with_name(out.name + ".store")
+        _supported(target, precision, options.get("targets"))
+        quantize_checkpoint(checkpoint, precision, store, progress=progress)
+    weights = WeightStore.open(store, deep=True)
+    held = weights.manifest
+    held.expect(store, precision=precision)
+    return build_plan(
+        held.geometry, target, held.precision, out, progress, constants=weights, **options
     )
 
 
@@ -186,6 +221,7 @@ def _build(out: Path, wanted: _Wanted, make: Callable[[Path], Parts]) -> Built:
             graph=parts.graph,
             weights=parts.weights,
             bindings=parts.bindings,
+            weights_are_constants=parts.weights_are_constants,
             files={name: FileRecord.of(work / name) for name in names},
             versions={name: importlib.metadata.version(name) for name in ("torch", "onnx")},
         )

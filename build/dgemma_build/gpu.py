@@ -12,10 +12,12 @@ import torch
 
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
-from dgemma.manifest import Binding, Runtime
+from dgemma.manifest import Runtime
 from dgemma.precision import Policy
+from dgemma.weight_store import WeightStore
 from dgemma_build import compile as compiler
 from dgemma_build.compile_apart import compile_apart
+from dgemma_build.cpu import attach_weights, places
 from dgemma_build.envelope import Envelope
 from dgemma_build.graph_cache import cached_graph
 from dgemma_build.parts import Parts, Progress
@@ -24,20 +26,6 @@ from dgemma_build.profiles import profiles
 from dgemma_build.targets import Target
 
 PLAN, LOG = "plan.engine", "build.log"
-
-# TensorRT's names of the types that a pass, a weight or a scale can have.
-_SAFETENSORS = {
-    "FLOAT": "F32",
-    "BF16": "BF16",
-    "HALF": "F16",
-    "INT64": "I64",
-    "INT32": "I32",
-    "BOOL": "BOOL",
-    "UINT8": "U8",
-    "FP8": "F8_E4M3",
-    "INT4": "I4",
-    "FP4": "F4",
-}
 
 
 def from_geometry(
@@ -48,9 +36,11 @@ def from_geometry(
     cache: Path,
     work: Path,
     progress: Progress,
+    constants: WeightStore | None = None,
 ) -> Parts:
     """A plan in the empty directory `work`, and the log of its build; graphs are kept in `cache`.
 
+    With `constants` the plan holds that store's weights, which `policy` must be the policy of.
     Raises ConfigurationError where this machine has no compiler for the target, or where the
     compiler refuses the graph: then it names the nodes and where its log was put.
     """
@@ -60,8 +50,14 @@ def from_geometry(
     apply_precision(graph, policy)
     progress("graph", 1, 1)
     shapes = profiles(graph.graph, geometry, envelope)
+    weights = None
+    if constants is not None:
+        attach_weights(graph, places(constants))
+        weights = constants.directory
     try:
-        compiled = compile_apart(graph, target.flavour, target.compute_capability, shapes, progress)
+        compiled = compile_apart(
+            graph, target.flavour, target.compute_capability, shapes, progress, weights
+        )
     except compiler.CompilationFailed as error:
         log = work.with_suffix(".log")
         log.write_text(error.log)
@@ -70,7 +66,4 @@ def from_geometry(
     (work / LOG).write_text(compiled.log)
     capability = int(target.compute_capability.replace(".", ""))
     runtime = Runtime(compiled.flavour, compiled.version, capability)
-    bindings = tuple(
-        Binding(b.name, _SAFETENSORS[b.dtype], b.shape, b.is_input) for b in compiled.bindings
-    )
-    return Parts(runtime, PLAN, (), bindings, (LOG,))
+    return Parts(runtime, PLAN, (), compiled.bindings, (LOG,), constants is not None)

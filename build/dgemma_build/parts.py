@@ -19,3 +19,4 @@ class Parts:
     weights: tuple[str, ...]
     bindings: tuple[Binding, ...]
     others: tuple[str, ...] = ()  # such as a build log
+    weights_are_constants: bool = False

@@ -54,6 +54,7 @@ class Manifest:
     bindings: tuple[Binding, ...]
     files: Mapping[str, FileRecord]
     versions: Mapping[str, str]  # of the tools that built it
+    weights_are_constants: bool = False  # of the graph or plan: no store can take their place
     schema_version: int = SCHEMA_VERSION
 
     def write(self, directory: Path) -> None:
