@@ -30,6 +30,7 @@ PLAN = 100_000_000
 WORKSPACE = 128 * 2**20
 FUSED_HEAD_DIM = 256  # the widest heads that TensorRT's fused attention takes
 FP32, INT32, INT64 = 4, 4, 8
+PASS = "pass"  # the phase of what lives in all of one
 
 
 @dataclass(frozen=True)
@@ -42,12 +43,17 @@ class Buffer:
 
 
 def total(buffers: list[Buffer]) -> int:
-    """All that stays, and the largest phase."""
+    """All that stays, and what a pass takes."""
+    return sum(b.bytes for b in buffers if b.phase is None) + scratch(buffers)
+
+
+def scratch(buffers: list[Buffer]) -> int:
+    """What a plan takes for a pass: what lives in all of it, and the largest phase."""
     phases: dict[str, int] = defaultdict(int)
     for buffer in buffers:
         if buffer.phase is not None:
             phases[buffer.phase] += buffer.bytes
-    return sum(b.bytes for b in buffers if b.phase is None) + max(phases.values(), default=0)
+    return phases.pop(PASS, 0) + max(phases.values(), default=0)
 
 
 def buffers(model: Model, envelope: Envelope, on_gpu: bool = True) -> list[Buffer]:
@@ -91,7 +97,7 @@ def _interface(model: Model, e: Envelope) -> Iterator[Buffer]:
     yield Buffer("fresh K and V", tokens * sum(sizes))
     keys = sum({layer.is_full: _keys(model, e, layer) for layer in g.layers}.values())
     # fp32, rounded to the activations' type, and the comparison they come from: [R, L, S] each.
-    yield Buffer("masks", tokens * keys * (FP32 + width + 1))
+    yield Buffer("masks", tokens * keys * (FP32 + width + 1), PASS)
 
 
 def _keys(model: Model, e: Envelope, layer: LayerGeometry) -> int:

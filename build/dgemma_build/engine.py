@@ -22,7 +22,7 @@ from dgemma.precision import Policy, policy_of
 from dgemma.sealed import FileRecord
 from dgemma.weight_store import WeightStore
 from dgemma_build import compile as compiler
-from dgemma_build import cpu, gpu, precision_pass, profiles
+from dgemma_build import cpu, gpu, in_turn, precision_pass, profiles
 from dgemma_build.definition import definition_digest
 from dgemma_build.envelope import Envelope
 from dgemma_build.flavours import FLAVOURS
@@ -31,7 +31,7 @@ from dgemma_build.quantize.run import quantize_checkpoint
 from dgemma_build.targets import Target, load_targets, select
 
 # What decides an engine besides the network's definition.
-_BUILDERS = (compiler, cpu, gpu, precision_pass, profiles)
+_BUILDERS = (compiler, cpu, gpu, in_turn, precision_pass, profiles)
 
 
 @dataclass(frozen=True)

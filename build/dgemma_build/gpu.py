@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import torch
 
 from dgemma.errors import ConfigurationError
@@ -20,12 +21,19 @@ from dgemma_build.compile_apart import compile_apart
 from dgemma_build.cpu import attach_weights, places
 from dgemma_build.envelope import Envelope
 from dgemma_build.graph_cache import cached_graph
+from dgemma_build.in_turn import in_turn
 from dgemma_build.parts import Parts, Progress
 from dgemma_build.precision_pass import apply_precision
 from dgemma_build.profiles import profiles
 from dgemma_build.targets import Target
 
 PLAN, LOG = "plan.engine", "build.log"
+
+
+def prepare(graph: onnx.ModelProto, geometry: Geometry, policy: Policy) -> None:
+    """Make an emitted graph, in place, what is compiled: quantised, and kind to memory."""
+    apply_precision(graph, policy)
+    in_turn(graph, geometry)
 
 
 def from_geometry(
@@ -47,7 +55,7 @@ def from_geometry(
     assert target.compute_capability is not None, "targets of GPUs have one"
     progress("graph", 0, 1)
     graph = cached_graph(geometry, torch.bfloat16, cache)
-    apply_precision(graph, policy)
+    prepare(graph, geometry, policy)
     progress("graph", 1, 1)
     shapes = profiles(graph.graph, geometry, envelope)
     weights = None

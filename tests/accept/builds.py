@@ -95,7 +95,7 @@ def measure(target: str, precision: str, context: int | None = None) -> Iterator
     held = load_targets()[target]
     envelope = Envelope(held.max_rows // 2, held.max_rows, held.max_context)
     model = Model.of(named_geometry(DEFAULT), precision)
-    counted = buffers.scratch(buffers.buffers(model, gpu.within(envelope, model.geometry)))
+    counted = buffers.scratch(buffers.buffers(model, envelope))
     assert found is not None, "the compiler says how much memory a pass takes"
     yield Measured(times[0], times[1], max(peaks), plan, int(found[1]), counted, layers)
 

@@ -102,9 +102,7 @@ def test_an_added_target_is_compiled_for(directory: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("source", ["checkpoint", "store"])
-def test_weights_can_be_constants_of_the_plan(
-    directory: Path, tmp_path: Path, source: str
-) -> None:
+def test_weights_can_be_constants_of_the_plan(directory: Path, tmp_path: Path, source: str) -> None:
     network = random_network(GEOMETRY)
     checkpoint = write_weights(tmp_path / "checkpoint", GEOMETRY, hf_tensors(network))
     store = None

@@ -9,7 +9,7 @@ import pytest
 from dgemma_build.cut import cut
 from dgemma_build.in_turn import in_turn
 from tests.dgemma.model.tiny_weights import random_network
-from tests.dgemma_build.graphs import GEOMETRY, graph
+from tests.dgemma_build.graphs import GEOMETRY, graph, quantized_graph
 from tests.stitching import mixed_pass, outputs, signature
 
 DEPTH = len(GEOMETRY.layers)
@@ -22,9 +22,9 @@ def in_order() -> onnx.ModelProto:
 
 
 def needs(model: onnx.ModelProto, value: str) -> set[str]:
-    """All that `value` is computed from."""
+    """All that `value` is computed from, itself included."""
     producers = {output: node for node in model.graph.node for output in node.output}
-    found, open_ends = set[str](), [value]
+    found, open_ends = {value}, [value]
     while open_ends:
         if (node := producers.get(open_ends.pop())) is not None:
             new = set(node.input) - found
@@ -33,28 +33,34 @@ def needs(model: onnx.ModelProto, value: str) -> set[str]:
     return found
 
 
+def consumers(model: onnx.ModelProto, value: str) -> list[onnx.NodeProto]:
+    return [node for node in model.graph.node if value in node.input]
+
+
 @pytest.mark.parametrize("layer", range(DEPTH))
 @pytest.mark.parametrize("kind", "kv")
 def test_a_context_is_read_after_the_layer_before(layer: int, kind: str) -> None:
     plain, ordered = graph(), in_order()
     entrance = cut(plain.graph, DEPTH).residual[layer]
-    pool = f"pool_{kind}.{layer}"
     for model, waits in ((plain, False), (ordered, True)):
-        (read,) = (
-            node.output[0]
-            for node in model.graph.node
-            if node.op_type == "Gather" and needs(model, node.input[0]) == {pool, *constants(model)}
-        )
-        assert (entrance in needs(model, read)) == waits
+        nodes = consumers(model, f"pool_{kind}.{layer}")
+        (lines,) = (node for node in nodes if node.op_type == "Reshape")
+        (read,) = consumers(model, lines.output[0])
+        assert read.op_type == "Gather"
+        assert (entrance in needs(model, read.output[0])) == waits
 
 
-def constants(model: onnx.ModelProto) -> set[str]:
-    """Shapes of the reshaping before a read."""
-    return {
-        node.input[1]
-        for node in model.graph.node
-        if node.op_type == "Reshape" and node.input[0].startswith("pool_")
-    }
+@pytest.mark.parametrize("precision", ["int4", "nvfp4"])
+def test_a_bank_is_dequantised_after_attention(precision: str) -> None:
+    plain = quantized_graph(precision)
+    ordered = quantized_graph(precision)
+    in_turn(ordered, GEOMETRY)
+    for model, waits in ((plain, False), (ordered, True)):
+        for name in ("gate_up_proj", "down_proj"):
+            (value,) = consumers(model, f"layers.1.experts.{name}")
+            assert value.op_type == "DequantizeLinear"
+            awaited = needs(model, value.output[0])
+            assert ("layers.1.self_attn.o_proj.weight" in awaited) == waits
 
 
 def test_the_results_are_the_same_bits() -> None:
