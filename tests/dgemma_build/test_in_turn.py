@@ -5,11 +5,14 @@ from __future__ import annotations
 import numpy as np
 import onnx
 import pytest
+import torch
 
+from dgemma.precision import policy_of
 from dgemma_build.cut import cut
 from dgemma_build.in_turn import in_turn
 from tests.dgemma.model.tiny_weights import random_network
 from tests.dgemma_build.graphs import GEOMETRY, graph, quantized_graph
+from tests.dgemma_build.quantized import attach, quantize_network
 from tests.stitching import mixed_pass, outputs, signature
 
 DEPTH = len(GEOMETRY.layers)
@@ -67,6 +70,20 @@ def test_the_results_are_the_same_bits() -> None:
     weights, feeds = random_network(GEOMETRY), mixed_pass(GEOMETRY)
     plain, ordered = outputs(graph(), weights, feeds), outputs(in_order(), weights, feeds)
     assert all(np.array_equal(a, b) for a, b in zip(plain, ordered, strict=True))
+
+
+def test_quantised_banks_give_the_same_up_to_rounding() -> None:
+    network, feeds = random_network(GEOMETRY), mixed_pass(GEOMETRY)
+    stored = quantize_network(network, policy_of("int4"))
+    plain = quantized_graph("int4", dtype=torch.float32)
+    ordered = quantized_graph("int4", dtype=torch.float32)
+    in_turn(ordered, GEOMETRY)
+    onnx.checker.check_model(ordered, full_check=True)
+    for model in (plain, ordered):
+        attach(model, stored)
+    both = zip(outputs(plain, network, feeds), outputs(ordered, network, feeds), strict=True)
+    for mine, other in both:
+        np.testing.assert_allclose(mine, other, rtol=1e-4, atol=1e-4)
 
 
 def test_the_graph_stays_valid_and_is_called_with_the_same() -> None:
