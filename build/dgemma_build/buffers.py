@@ -94,9 +94,9 @@ def _interface(model: Model, e: Envelope) -> Iterator[Buffer]:
     vectors = 2 * tokens * g.hidden_size * width  # soft [R, L, D], hidden [R, L, D]
     yield Buffer("inputs and outputs", vectors + tokens * INT64 + e.context * INT64)
     # Every layer's are outputs, of all rows, whatever is kept of them.
-    sizes = (2 * x.num_key_value_heads * x.head_dim * width for x in g.layers)
-    yield Buffer("fresh K and V", tokens * sum(sizes))
-    yield Buffer("fresh K or V before they are put out", tokens * sum(sizes) // 2, PASS)
+    fresh = tokens * sum(2 * x.num_key_value_heads * x.head_dim * width for x in g.layers)
+    yield Buffer("fresh K and V", fresh)
+    yield Buffer("K or V before they are put out", fresh // 2, PASS)
     keys = sum({layer.is_full: _keys(model, e, layer) for layer in g.layers}.values())
     # fp32, rounded to the activations' type, and the comparison they come from: [R, L, S] each.
     yield Buffer("masks", tokens * keys * (FP32 + width + 1), PASS)
