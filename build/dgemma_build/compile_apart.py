@@ -31,6 +31,7 @@ _TUNABLES = {
     "trim_threshold": 2**32,
     "top_pad": 2**26,
     "mmap_threshold": 2**30,
+    "hugetlb": 1,  # ask for large pages
 }
 _ALLOCATOR = ":".join(f"glibc.malloc.{name}={value}" for name, value in _TUNABLES.items())
 
