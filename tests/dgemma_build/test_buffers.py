@@ -49,7 +49,7 @@ def test_weights_are_there_once() -> None:
 
 
 # What tensorrt-rtx 1.7.1.116 said it would take ("Max Scratch Memory") for graphs of the published
-# sizes with few layers, compiled for sm121.
+# sizes, of few layers or all, compiled for sm121 (the last of int4 for sm120).
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,8 @@ def test_weights_are_there_once() -> None:
         ("nvfp4", "SSFF", 2, 8192, 64, 1_500_062_720),
         ("int4", "SSSSSF" * 2, 2, 8192, 64, 1_536_232_448),
         ("int4", "SSFF", 16, 32768, None, 6_395_266_048),
+        ("int4", "SSSSSF" * 5, 16, 32768, None, 7_281_443_840),
+        ("int4", "SSSSSF" * 5, 2, 8192, None, 1_810_304_000),
         ("fp8", "SSFF", 16, 32768, None, 4_983_964_672),
         ("fp8", "SSSSSF" * 2, 16, 32768, None, 5_268_177_920),
         ("bf16", "SSFF", 16, 32768, 64, 2_668_823_552),
