@@ -83,7 +83,7 @@ def test_a_pass_takes_no_more_than_is_counted(
     counted = scratch(buffers(Model.of(geometry, precision), envelope))
     assert reported <= counted
     # Masks are counted as if all forms of them lived through a pass, and fp8 as if unfused.
-    assert counted <= 1.2 * reported or (rows, context) == (16, 32768)
+    assert counted <= 1.25 * reported or (rows, context) == (16, 32768)
 
 
 def test_attention_of_narrow_heads_is_fused() -> None:
