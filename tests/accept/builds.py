@@ -32,10 +32,10 @@ from rich.table import Table
 from dgemma.precision import policy_of
 from dgemma_build import buffers, compile, engine, gpu, in_turn, precision_pass, profiles
 from dgemma_build.definition import definition_digest
-from dgemma_build.emit import emit
 from dgemma_build.envelope import Envelope
 from dgemma_build.geometries import DEFAULT, named_geometry
 from dgemma_build.gpu import LOG, PLAN, prepare
+from dgemma_build.graph_cache import cached_graph
 from dgemma_build.sizes import Model
 from dgemma_build.targets import load_targets
 from tests.accept.emission import PERIOD, network
@@ -76,8 +76,8 @@ class Measured:
         return [what for what, holds in promises.items() if not holds]
 
 
-def measure(target: str, precision: str, context: int | None = None) -> Iterator[str | Measured]:
-    """What has been done so far, then the result."""
+def measure(target: str, precision: str, kept: Path) -> Iterator[str | Measured]:
+    """What has been done so far, then the result; a small network's graph is kept in `kept`."""
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "plan"
         times, peaks = [], []
@@ -90,7 +90,7 @@ def measure(target: str, precision: str, context: int | None = None) -> Iterator
         log = (out / LOG).read_text()
         plan = (out / PLAN).stat().st_size
         (cached,) = (Path(scratch) / "graphs").glob("*.onnx")
-        layers = same_layers(onnx.load(cached), precision)
+        layers = same_layers(onnx.load(cached), precision, kept)
     found = re.search(r"Max Scratch Memory: (\d+)", log)
     held = load_targets()[target]
     envelope = Envelope(held.max_rows // 2, held.max_rows, held.max_context)
@@ -100,12 +100,12 @@ def measure(target: str, precision: str, context: int | None = None) -> Iterator
     yield Measured(times[0], times[1], max(peaks), plan, int(found[1]), counted, layers)
 
 
-def same_layers(graph: onnx.ModelProto, precision: str) -> int:
+def same_layers(graph: onnx.ModelProto, precision: str, kept: Path) -> int:
     """How many layers of the real graph have the operations of those of a small one, traced."""
     small = network(PERIOD * 2, real=False)
     # Of whole groups of columns.
     small = replace(small, hidden_size=64, intermediate_size=64, moe_intermediate_size=64)
-    traced = emit(small, torch.bfloat16)
+    traced = cached_graph(small, torch.bfloat16, kept)
     counts = []
     for model, geometry in ((graph, named_geometry(DEFAULT)), (traced, small)):
         prepare(model, geometry, policy_of(precision))
@@ -175,7 +175,7 @@ def main(
             continue
         result = _kept(kept / f"{name}.json")
         if result is None:
-            for said in measure(target, precision):
+            for said in measure(target, precision, kept):
                 if isinstance(said, Measured):
                     result = said
                 else:
