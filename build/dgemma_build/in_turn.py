@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 
@@ -109,7 +109,7 @@ class _Turns:
             self.gates[awaited, value] = self._node("Where", [finite, value, otherwise], name)
         return self.gates[awaited, value]
 
-    def _node(self, operation: str, inputs: list[str], output: str, **attributes: object) -> str:
+    def _node(self, operation: str, inputs: list[str], output: str, **attributes: Any) -> str:
         new = helper.make_node(operation, inputs, [output], name=output, **attributes)
         self.nodes.append(new)
         return output
