@@ -51,9 +51,10 @@ accept-1: $(VENV)/.test
 	@$(BUILD_ENGINE)
 	exec $(BIN)/python -m tests.accept.main_job --engine $(ENGINE) --checkpoint $(CHECKPOINT)
 
-## make accept-2       the slow checks of the build step: emission at full size, quantising 8 GB
+## make accept-2       the slow checks of the build step: plans of the real network, quantising 8 GB
 accept-2: $(VENV)/.test
 	@$(BIN)/python -m tests.accept.emission
+	$(BIN)/python -m tests.accept.builds
 	exec $(BIN)/python -m tests.accept.quantize
 
 ## make evaluate-demo  what the demo checkpoint can do, on 500 tasks a line

@@ -2,11 +2,11 @@
 
 Knows what the graph, the tail and the runtime hold, and when; knows neither GPUs nor what fits.
 What lives only in one part of a layer shares its memory with the other parts: of these the largest
-counts. Where a compiler decides, this follows what tensorrt-rtx 1.7 reports while it builds
-("Max Scratch Memory"): sliding attention is fused, attention with heads above 256 is not and holds
-fp32 scores, probabilities and a copy of K or V for every query head; a weight that is not fp8 is
-dequantised whole. One bank at a time is what it plans where a weight's scale is made to depend on
-its layer's input; left free, it plans the copies of all layers side by side, 1.5 to 3 GB for each.
+counts. Where a compiler decides, this follows what tensorrt-rtx 1.7 reports of the graph that
+`dgemma_build.gpu` prepares ("Max Scratch Memory"): attention is fused for heads up to 256, and for
+wider ones where the scores would have 2^31 elements or more; below, it holds fp32 scores,
+probabilities and a copy of K or V for every query head. A bank that is not fp8 is dequantised whole
+in its layer's turn.
 Shapes: R rows, L canvas length, T tokens of a pass, D hidden size, H query heads, G K/V heads,
 d head size, S keys of a row, W window, N context, E experts, k experts per token, C capacity,
 I expert width.
@@ -28,8 +28,10 @@ from dgemma_build.sizes import Model, kv_bytes
 CUDA_CONTEXT = 600_000_000
 PLAN = 100_000_000
 WORKSPACE = 128 * 2**20
-FUSED_HEAD_DIM = 256  # the widest heads that TensorRT's fused attention takes
+FUSED_HEAD_DIM = 256  # the widest heads that TensorRT's attention is always fused for
+FUSED_SCORES = 2**31  # from so many elements on for all heads
 FP32, INT32, INT64 = 4, 4, 8
+PASS = "pass"  # the phase of what lives in all of one
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,17 @@ class Buffer:
 
 
 def total(buffers: list[Buffer]) -> int:
-    """All that stays, and the largest phase."""
+    """All that stays, and what a pass takes."""
+    return sum(b.bytes for b in buffers if b.phase is None) + scratch(buffers)
+
+
+def scratch(buffers: list[Buffer]) -> int:
+    """What a plan takes for a pass: what lives in all of it, and the largest phase."""
     phases: dict[str, int] = defaultdict(int)
     for buffer in buffers:
         if buffer.phase is not None:
             phases[buffer.phase] += buffer.bytes
-    return sum(b.bytes for b in buffers if b.phase is None) + max(phases.values(), default=0)
+    return phases.pop(PASS, 0) + max(phases.values(), default=0)
 
 
 def buffers(model: Model, envelope: Envelope, on_gpu: bool = True) -> list[Buffer]:
@@ -65,7 +72,7 @@ def buffers(model: Model, envelope: Envelope, on_gpu: bool = True) -> list[Buffe
     if on_gpu:
         found += [Buffer("CUDA context, libraries (allowance)", CUDA_CONTEXT)]
         found += [Buffer("plan (allowance)", PLAN)]
-        found += [Buffer("TensorRT workspace (allowance)", WORKSPACE)]
+        found += [Buffer("TensorRT workspace (allowance)", WORKSPACE, PASS)]
     return found
 
 
@@ -87,11 +94,12 @@ def _interface(model: Model, e: Envelope) -> Iterator[Buffer]:
     vectors = 2 * tokens * g.hidden_size * width  # soft [R, L, D], hidden [R, L, D]
     yield Buffer("inputs and outputs", vectors + tokens * INT64 + e.context * INT64)
     # Every layer's are outputs, of all rows, whatever is kept of them.
-    sizes = (2 * x.num_key_value_heads * x.head_dim * width for x in g.layers)
-    yield Buffer("fresh K and V", tokens * sum(sizes))
+    fresh = tokens * sum(2 * x.num_key_value_heads * x.head_dim * width for x in g.layers)
+    yield Buffer("fresh K and V", fresh)
+    yield Buffer("K or V before they are put out", fresh // 2, PASS)
     keys = sum({layer.is_full: _keys(model, e, layer) for layer in g.layers}.values())
     # fp32, rounded to the activations' type, and the comparison they come from: [R, L, S] each.
-    yield Buffer("masks", tokens * keys * (FP32 + width + 1))
+    yield Buffer("masks", tokens * keys * (FP32 + width + 1), PASS)
 
 
 def _keys(model: Model, e: Envelope, layer: LayerGeometry) -> int:
@@ -109,17 +117,22 @@ def _attention(model: Model, e: Envelope, layer: LayerGeometry, on_gpu: bool) ->
     stream = tokens * g.hidden_size * (2 * width + FP32)
     yield Buffer(f"{phase}: activations", stream + 3 * projected * width, phase)
     position = 2 * e.rows * groups * layer.head_dim * width  # K and V
-    copied = keys - g.canvas_length
-    yield Buffer(f"{phase}: contexts gathered from the pools", position * copied, phase)
-    yield Buffer(f"{phase}: the same with partners' tokens", position * copied, phase)
-    yield Buffer(f"{phase}: keys and values joined", position * keys, phase)
-    if on_gpu and layer.head_dim <= FUSED_HEAD_DIM:
-        return
     scores = tokens * heads * keys  # [R, H, L, S]
+    if on_gpu and (layer.head_dim <= FUSED_HEAD_DIM or scores >= FUSED_SCORES):
+        yield from _copies(phase, position, keys - g.canvas_length, keys)
+        return
+    if not on_gpu:
+        yield from _copies(phase, position, keys - g.canvas_length, keys)
     yield Buffer(f"{phase}: scores in fp32", scores * FP32, phase)
     yield Buffer(f"{phase}: probabilities", scores * width, phase)
     repeated = e.rows * heads * keys * layer.head_dim * width if heads != groups else 0
     yield Buffer(f"{phase}: K or V for every query head", repeated, phase)
+
+
+def _copies(phase: str, position: int, context: int, keys: int) -> Iterator[Buffer]:
+    """Of K and V; TensorRT lets go of them before it repeats them for every query head."""
+    yield Buffer(f"{phase}: contexts with partners' tokens", position * context, phase)
+    yield Buffer(f"{phase}: keys and values joined", position * keys, phase)
 
 
 def _feed_forward(model: Model, e: Envelope) -> Iterator[Buffer]:
@@ -135,12 +148,16 @@ def _feed_forward(model: Model, e: Envelope) -> Iterator[Buffer]:
     # A comparison and two int32 counters, [T * k, E] each.
     yield Buffer("experts: routing", picked * g.num_experts * (1 + 2 * INT32), phase)
     inner = g.moe_intermediate_size
-    columns = g.hidden_size + 2 * inner + inner + g.hidden_size  # in, gate and up, product, out
-    yield Buffer("experts: tokens in E x C places", room * columns * width, phase)
+    # What is multiplied and the widest product; the others are let go or not there yet.
+    yield Buffer(
+        "experts: tokens in E x C places", room * (g.hidden_size + 2 * inner) * width, phase
+    )
     if any(format == "fp8" for _, format in model.policy.rules):
         yield Buffer("experts: the same in fp8", room * (g.hidden_size + inner), phase)
-    wide = model.largest_dequantized_bytes
-    yield Buffer("experts: one bank of weights, dequantised", wide, phase)
+    first, *others = model.dequantized_banks or (0,)
+    yield Buffer("experts: the larger bank, dequantised", first, phase)
+    yield Buffer("experts: a layer's banks, dequantised", first + sum(others), "experts' banks")
+    yield Buffer("experts' banks: activations", waiting, "experts' banks")
 
 
 def _tail(model: Model, e: Envelope) -> Iterator[Buffer]:

@@ -13,7 +13,12 @@ from rich.console import Console
 
 from dgemma.errors import DgemmaError
 from dgemma_build import cli_targets
-from dgemma_build.engine import build_engine, build_from_store, build_plan
+from dgemma_build.engine import (
+    build_constant_plan,
+    build_engine,
+    build_from_store,
+    build_plan,
+)
 from dgemma_build.geometries import named_geometry
 from dgemma_build.progress import shown
 from dgemma_build.quantize.command import quantize
@@ -54,6 +59,13 @@ def engine(
     max_context: Annotated[
         int | None, typer.Option(min=1, help="Tokens that a slot can hold; GPUs only.")
     ] = None,
+    weights_as_constants: Annotated[
+        bool,
+        typer.Option(
+            "--weights-as-constants",
+            help="Put the weights of --checkpoint or --store into the plan; GPUs only.",
+        ),
+    ] = False,
     targets: cli_targets.TargetsOption = None,
 ) -> None:
     """Write graph, weights and manifest; does nothing where they are up to date.
@@ -62,16 +74,42 @@ def engine(
     """
     if sum(source is not None for source in (checkpoint, store, geometry)) != 1:
         raise typer.BadParameter("name one of --checkpoint, --store and --geometry")
-    if geometry is None and (max_rows, max_context) != (None, None):
-        raise typer.BadParameter("--max-rows and --max-context go with --geometry")
+    if geometry is not None and weights_as_constants:
+        raise typer.BadParameter("--weights-as-constants goes with --checkpoint or --store")
+    of_a_plan = geometry is not None or store is not None or weights_as_constants
+    if not of_a_plan and (max_rows, max_context) != (None, None):
+        raise typer.BadParameter(
+            "--max-rows and --max-context go with --geometry, --store or --weights-as-constants"
+        )
     try:
         with shown(console) as progress:
-            if checkpoint is not None:
+            if weights_as_constants:
+                built = build_constant_plan(
+                    checkpoint,
+                    store,
+                    target,
+                    precision,
+                    out,
+                    progress,
+                    max_rows=max_rows,
+                    max_context=max_context,
+                    targets=targets,
+                )
+            elif checkpoint is not None:
                 built = build_engine(
                     checkpoint, target, precision or "fp32", out, progress, targets=targets
                 )
             elif store is not None:
-                built = build_from_store(store, target, precision, out, progress, targets=targets)
+                built = build_from_store(
+                    store,
+                    target,
+                    precision,
+                    out,
+                    progress,
+                    max_rows=max_rows,
+                    max_context=max_context,
+                    targets=targets,
+                )
             elif geometry is not None:
                 built = build_plan(
                     named_geometry(geometry),

@@ -14,6 +14,7 @@ from typing import Any
 import onnx
 
 from dgemma.errors import ConfigurationError
+from dgemma.manifest import Binding
 from dgemma_build.build_watch import WHOLE, BuildLog, listener
 from dgemma_build.flavours import Flavour
 from dgemma_build.profiles import Profile
@@ -21,14 +22,19 @@ from dgemma_build.profiles import Profile
 Progress = Callable[[str, int, int], None]  # what, done, total
 
 
-@dataclass(frozen=True)
-class Binding:
-    """One input or output of a plan; -1 in `shape` is an axis that a profile ranges over."""
-
-    name: str
-    dtype: str  # as TensorRT's DataType names it
-    shape: tuple[int, ...]
-    is_input: bool
+# TensorRT's names of the types that a pass, a weight or a scale can have.
+_SAFETENSORS = {
+    "FLOAT": "F32",
+    "BF16": "BF16",
+    "HALF": "F16",
+    "INT64": "I64",
+    "INT32": "I32",
+    "BOOL": "BOOL",
+    "UINT8": "U8",
+    "FP8": "F8_E4M3",
+    "INT4": "I4",
+    "FP4": "F4",
+}
 
 
 @dataclass(frozen=True)
@@ -144,4 +150,7 @@ def _build(
 def _bindings(network: Any) -> list[Binding]:
     tensors = [(network.get_input(i), True) for i in range(network.num_inputs)]
     tensors += [(network.get_output(i), False) for i in range(network.num_outputs)]
-    return [Binding(t.name, t.dtype.name, tuple(t.shape), is_input) for t, is_input in tensors]
+    return [
+        Binding(t.name, _SAFETENSORS[t.dtype.name], tuple(t.shape), is_input)
+        for t, is_input in tensors
+    ]

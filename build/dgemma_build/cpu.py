@@ -71,13 +71,17 @@ def from_store(store: WeightStore, work: Path, progress: Progress) -> Parts:
     progress("graph", 0, 1)
     graph = emit(manifest.geometry)
     apply_precision(graph, manifest.policy)
-    places = {
-        name: Bytes(record.file, record.offset, record.spec.nbytes, record.dtype)
-        for name, record in manifest.tensors.items()
-    }
     for name in manifest.files:
         link(store.directory / name, work / name)
-    return _save(manifest.geometry, graph, places, work, progress)
+    return _save(manifest.geometry, graph, places(store), work, progress)
+
+
+def places(store: WeightStore) -> dict[str, Bytes]:
+    """Of every tensor of a store, files named as within its directory."""
+    return {
+        name: Bytes(record.file, record.offset, record.spec.nbytes, record.dtype)
+        for name, record in store.manifest.tensors.items()
+    }
 
 
 def link(source: Path, target: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from onnx import GraphProto, NodeProto
 
@@ -30,6 +31,12 @@ class Cut:
     stack: str | None  # what joins one value of every layer, where there is such a node
 
 
+class _Node(NamedTuple):
+    op_type: str
+    input: tuple[str, ...]
+    output: tuple[str, ...]
+
+
 def cut(graph: GraphProto, depth: int) -> Cut:
     """Take the graph of a network of `depth` layers apart.
 
@@ -48,7 +55,9 @@ def cut(graph: GraphProto, depth: int) -> Cut:
         owner |= dict.fromkeys(node.output, depth if node.output[0] == stack else newest)
         if not weighed.isdisjoint(node.input):
             weighed.update(node.output)
-    residual = [_entrance(graph, owner, weighed, stack, layer) for layer in range(depth + 1)]
+    # Plain tuples: reading a field of protobuf takes longer than all that is done with it here.
+    plain = [_Node(n.op_type, tuple(n.input), tuple(n.output)) for n in graph.node]
+    residual = [_entrance(plain, owner, weighed, stack, layer) for layer in range(depth + 1)]
 
     parts: dict[int, list[NodeProto]] = defaultdict(list)
     for node in graph.node:
@@ -80,27 +89,27 @@ def _stack(graph: GraphProto) -> str | None:
 
 
 def _entrance(
-    graph: GraphProto, owner: dict[str, int], weighed: set[str], stack: str | None, layer: int
+    nodes: list[_Node], owner: dict[str, int], weighed: set[str], stack: str | None, layer: int
 ) -> str:
     """The one value that `layer` and what comes after it get from before; `owner` is corrected."""
 
     def crossing() -> list[str]:
         read = {
             value
-            for node in graph.node
+            for node in nodes
             if owner[node.output[0]] >= layer and node.output[0] != stack
             for value in node.input
         }
-        made = (v for node in graph.node for v in node.output if owner[node.output[0]] < layer)
+        made = (v for node in nodes for v in node.output if owner[node.output[0]] < layer)
         return [value for value in made if value in read and value in weighed]
 
     # Where all that comes after reads a cast, the residual stream is what was cast.
-    producers = {value: node for node in graph.node for value in node.output}
+    producers = {value: node for node in nodes for value in node.output}
     entrance = crossing()[0]
     while producers[entrance].op_type == "Cast":
         entrance = producers[entrance].input[0]
     follows = {entrance}
-    for node in graph.node:
+    for node in nodes:
         if owner[node.output[0]] == layer - 1 and not follows.isdisjoint(node.input):
             follows.update(node.output)
             owner |= dict.fromkeys(node.output, layer)

@@ -87,7 +87,16 @@ def export(geometry: Geometry, dtype: torch.dtype, fused: bool) -> onnx.ModelPro
                 verbose=False,
             )
     assert program is not None
-    return program.model_proto
+    return _without_remarks(program.model_proto)
+
+
+def _without_remarks(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Without what the exporter notes about itself: call stacks with paths of this machine."""
+    graph = model.graph
+    for noted in (model, graph, *graph.node, *graph.value_info, *graph.input, *graph.output):
+        noted.ClearField("metadata_props")
+        noted.ClearField("doc_string")
+    return model
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
@@ -23,7 +24,7 @@ from dgemma.sealed import FileRecord
 from dgemma.store_manifest import StoreManifest
 from dgemma.weight_store import WeightStore
 from dgemma_build import compile as compiler
-from dgemma_build import cpu, emit_tail, gpu, precision_pass, profiles
+from dgemma_build import cpu, emit_tail, gpu, in_turn, precision_pass, profiles
 from dgemma_build.definition import definition_digest
 from dgemma_build.envelope import Envelope
 from dgemma_build.flavours import FLAVOURS
@@ -32,7 +33,7 @@ from dgemma_build.quantize.run import quantize_checkpoint
 from dgemma_build.targets import Target, load_targets, select
 
 # What decides an engine besides the network's definition.
-_BUILDERS = (compiler, cpu, gpu, precision_pass, profiles, *emit_tail.MODULES)
+_BUILDERS = (compiler, cpu, gpu, in_turn, precision_pass, profiles, *emit_tail.MODULES)
 
 
 @dataclass(frozen=True)
@@ -102,19 +103,30 @@ def build_from_store(
     out: Path,
     progress: Progress = lambda what, done, total: None,
     *,
+    max_rows: int | None = None,
+    max_context: int | None = None,
     targets: Path | None = None,
 ) -> Built:
     """Make `out` an engine of a weight store; without `precision`, of the one it holds.
 
-    A plan takes the store's geometry and policy and none of its weights. Raises ConfigurationError
-    for a store that is not whole, to the last bit where its weights are taken, or holds another
-    precision.
+    A plan takes the store's geometry and policy and none of its weights, and `max_rows` and
+    `max_context` as `build_plan` does. Raises ConfigurationError for a store that is not whole, to
+    the last bit where its weights are taken, or holds another precision.
     """
     held = StoreManifest.read(store)
     held.expect(store, precision=precision)
     if _supported(target, held.precision, targets).flavour != "onnxruntime":
-        plan = (held.geometry, target, held.precision, out, progress)
-        return build_plan(*plan, policy=held.policy, targets=targets)
+        return build_plan(
+            *(held.geometry, target, held.precision, out, progress),
+            policy=held.policy,
+            max_rows=max_rows,
+            max_context=max_context,
+            targets=targets,
+        )
+    if (max_rows, max_context) != (None, None):
+        raise ConfigurationError(
+            f"rows and context are those of a plan; an engine for {target} takes any number"
+        )
     weights = WeightStore.open(store, deep=True)
     source = _digest(held.source + held.recipe)
     wanted = _Wanted(target, held.precision, held.policy, held.geometry, source)
@@ -132,32 +144,66 @@ def build_plan(
     max_rows: int | None = None,
     max_context: int | None = None,
     targets: Path | None = None,
+    constants: WeightStore | None = None,
 ) -> Built:
     """Make `out` a TensorRT plan of a geometry, without weights: those are any store's of it.
 
     Passes have up to `max_rows` rows, two for each slot, over slots of `max_context` tokens; both
-    are the target's where they are not given, as `policy` is the precision's. Raises
-    ConfigurationError for a target that has no GPU or cannot be compiled for here.
+    are the target's where they are not given, as `policy` is the precision's. With `constants` the
+    plan holds the weights of that store and serves no other. Raises ConfigurationError for a target
+    that has no GPU or cannot be compiled for here.
     """
     found = _supported(target, precision, targets)
     if found.flavour == "onnxruntime":
         raise ConfigurationError(
             f"an engine for {target} holds its weights; name a --checkpoint or a --store"
         )
+    policy, held = policy or policy_of(precision), ""
+    if constants is not None:
+        constants.manifest.expect(constants.directory, precision=precision)
+        policy = constants.manifest.policy
+        held = constants.manifest.source + constants.manifest.recipe
     rows = max_rows or found.max_rows
     context = min(max_context or found.max_context, geometry.max_position_embeddings)
     envelope = Envelope(max(1, rows // 2), rows, context)
     version = getattr(FLAVOURS[found.flavour].load(), "__version__", "")
-    source = _digest(f"{found.flavour} {version} {found.compute_capability} {envelope}")
-    wanted = _Wanted(target, precision, policy or policy_of(precision), geometry, source)
+    source = _digest(f"{found.flavour} {version} {found.compute_capability} {envelope} {held}")
+    wanted = _Wanted(target, precision, policy, geometry, source)
     cache = out.parent / "graphs"
     return _build(
         out,
         wanted,
         progress,
         lambda work: gpu.from_geometry(
-            geometry, wanted.policy, found, envelope, cache, work, progress
+            geometry, policy, found, envelope, cache, work, progress, constants
         ),
+    )
+
+
+def build_constant_plan(
+    checkpoint: Path | None,
+    store: Path | None,
+    target: str,
+    precision: str | None,
+    out: Path,
+    progress: Progress = lambda what, done, total: None,
+    **options: Any,
+) -> Built:
+    """`build_plan` with the weights of a store inside, or of a checkpoint by way of one.
+
+    The store stays needed: the tail reads its embedding. Raises ConfigurationError as
+    `build_from_store` does.
+    """
+    if store is None:
+        assert checkpoint is not None, "one of both"
+        precision, store = precision or "bf16", out.with_name(out.name + ".store")
+        _supported(target, precision, options.get("targets"))
+        quantize_checkpoint(checkpoint, precision, store, progress=progress)
+    weights = WeightStore.open(store, deep=True)
+    held = weights.manifest
+    held.expect(store, precision=precision)
+    return build_plan(
+        held.geometry, target, held.precision, out, progress, constants=weights, **options
     )
 
 
@@ -207,6 +253,7 @@ def _made(out: Path, wanted: _Wanted, make: Callable[[Path], Parts]) -> Manifest
             bindings=parts.bindings,
             profiles=parts.profiles,
             tail=parts.tail,
+            weights_are_constants=parts.weights_are_constants,
             files={name: FileRecord.of(work / name) for name in names},
             versions={name: importlib.metadata.version(name) for name in ("torch", "onnx")},
         )

@@ -201,7 +201,6 @@ class ConsumerBar:
     capacity: int  # tokens of a pass that one expert may get, as counted
     tokens: int  # of a pass
     even: int  # tokens of an expert where the load is even
-    largest_capacity: int  # up to which the footprint would be under the limit
 
     @property
     def margin_bytes(self) -> int:
@@ -217,18 +216,14 @@ def consumer_bar(geometry: Geometry, capacity: int | None = None) -> ConsumerBar
     """One slot of 8192 tokens; `capacity` as in `Envelope`."""
     model = Model.of(geometry, "int4")
 
-    def used(room: int) -> int:
-        return total(buffers(model, Envelope.of_slots(1, CONTEXT, room)))
-
     tokens = Envelope.of_slots(1, CONTEXT).rows * geometry.canvas_length
     room = tokens if capacity is None else min(capacity, tokens)
     return ConsumerBar(
-        used(room),
+        total(buffers(model, Envelope.of_slots(1, CONTEXT, room))),
         CONSUMER_BAR,
         room,
         tokens,
         even=-(-tokens * geometry.top_k_experts // geometry.num_experts),
-        largest_capacity=_largest(tokens, lambda n: used(n) <= CONSUMER_BAR),
     )
 
 

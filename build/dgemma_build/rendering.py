@@ -112,8 +112,7 @@ def bar_line(bar: ConsumerBar) -> str:
     return (
         f"int4 with one slot of {CONTEXT} tokens takes {bar.used_bytes / GB:.2f} GB; the published "
         f"footprint for consumer cards is {limit:.0f} GB: {verdict}. Counted is room for {room} "
-        f"tokens of a pass on one expert, {bar.even} being an even share; up to "
-        f"{bar.largest_capacity} it would be under."
+        f"tokens of a pass on one expert, {bar.even} being an even share."
     )
 
 

@@ -71,10 +71,11 @@ class Model:
         return self.tensor_bytes[EMBEDDING]
 
     @cached_property
-    def largest_dequantized_bytes(self) -> int:
-        """The largest weight that is multiplied only once it is as wide as an activation."""
-        sizes = (math.prod(shape) for name, shape in self.shapes.items() if self._widens(name))
-        return self.activation_bytes * max(sizes, default=0)
+    def dequantized_banks(self) -> tuple[int, ...]:
+        """A layer's banks that are widened before they are multiplied by, the largest first."""
+        banks = (n for n in self.shapes if n.startswith("layers.0.experts.") and self._widens(n))
+        sizes = (self.activation_bytes * math.prod(self.shapes[name]) for name in banks)
+        return tuple(sorted(sizes, reverse=True))
 
     def _widens(self, name: str) -> bool:
         """On GPUs fp8 meets activations in fp8, and its products take it as it is stored."""

@@ -68,7 +68,7 @@ class _Stitcher:
         model = ModelProto()
         model.CopyFrom(self.source)
         new = model.graph
-        for field in ("node", "input", "output", "value_info", "metadata_props"):
+        for field in ("node", "input", "output", "value_info"):
             new.ClearField(field)
         new.input.extend(self._repeat(graph.input))
         new.output.extend(self._repeat(graph.output))
@@ -133,7 +133,6 @@ class _Stitcher:
         own = self.own_axes[self.origins[layer]]
         new = ValueInfoProto()
         new.CopyFrom(value)
-        new.ClearField("metadata_props")
         new.name = renamed(value.name, layer)
         for axis in new.type.tensor_type.shape.dim:
             if axis.dim_param:
@@ -149,10 +148,9 @@ def _axes(value: ValueInfoProto) -> list[str]:
 
 
 def _copy(node: NodeProto, name: str, inputs: Iterable[str], outputs: Iterable[str]) -> NodeProto:
-    """`node` under new names, without the exporter's remarks on the source that it came from."""
+    """`node` under new names."""
     new = NodeProto()
     new.CopyFrom(node)
-    new.ClearField("metadata_props")
     new.name = name
     new.input[:] = list(inputs)
     new.output[:] = list(outputs)

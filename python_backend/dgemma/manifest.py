@@ -58,6 +58,7 @@ class Manifest:
     # are rows, pairs, slots, context, ring and capacity.
     profiles: tuple[Mapping[str, tuple[int, int]], ...] = ()
     tail: tuple[str, ...] = ()  # file names of the tail's graphs; none: the tail runs in torch
+    weights_are_constants: bool = False  # of the graph or plan: no store can take their place
     schema_version: int = SCHEMA_VERSION
 
     def write(self, directory: Path) -> None:

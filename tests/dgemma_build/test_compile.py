@@ -84,11 +84,11 @@ def test_bindings_are_the_graphs_inputs_and_outputs(gpu: Any) -> None:
     assert [n for n, b in bindings.items() if not b.is_input] == [
         v.name for v in model.graph.output
     ]
-    assert (bindings["ids"].dtype, bindings["ids"].shape) == ("INT64", (-1, 8))
+    assert (bindings["ids"].dtype, bindings["ids"].shape) == ("I64", (-1, 8))
     weight = bindings["layers.0.experts.down_proj"]
-    assert (weight.dtype, weight.shape) == ("FP8", (4, 64, 64))
+    assert (weight.dtype, weight.shape) == ("F8_E4M3", (4, 64, 64))
     scale = bindings["layers.0.experts.down_proj.row_scale"]
-    assert (scale.dtype, scale.shape) == ("FLOAT", (4, 64, 1))
+    assert (scale.dtype, scale.shape) == ("F32", (4, 64, 1))
 
 
 def test_the_log_is_kept_without_its_verbose_lines(gpu: Any) -> None:

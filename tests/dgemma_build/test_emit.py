@@ -75,6 +75,11 @@ def test_the_graph_has_no_weights_inside(graph: onnx.ModelProto) -> None:
     assert not {t.name for t in graph.graph.initializer} & set(SHAPES)
 
 
+def test_the_graph_says_nothing_of_the_machine_that_emitted_it(graph: onnx.ModelProto) -> None:
+    content = graph.SerializeToString()
+    assert not [part for part in (b".py", b"/site-packages", b"torch.") if part in content]
+
+
 def test_a_larger_network_of_the_same_depth_has_no_larger_graph(
     capacity_graph: onnx.ModelProto,
 ) -> None:

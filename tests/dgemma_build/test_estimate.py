@@ -17,6 +17,7 @@ from dgemma_build.estimate import (
     this_host,
 )
 from dgemma_build.geometries import DEFAULT, named_geometry
+from dgemma_build.rendering import bar_line
 from dgemma_build.sizes import Model, pass_bytes
 from dgemma_build.targets import Gpu, load_targets
 
@@ -201,15 +202,19 @@ def test_the_number_and_the_verdict_agree(capacity: int | None) -> None:
     assert bar.limit_bytes == 18 * 10**9
     assert bar.holds is (bar.used_bytes <= bar.limit_bytes)
     assert bar.margin_bytes == bar.limit_bytes - bar.used_bytes
-    assert bar.holds is (bar.capacity <= bar.largest_capacity)
 
 
-def test_the_largest_capacity_under_the_published_footprint() -> None:
+def test_the_published_footprint_is_kept_with_room_for_all_tokens_on_one_expert() -> None:
     bar = consumer_bar(PUBLISHED)
     assert (bar.capacity, bar.tokens, bar.even) == (512, 512, 32)
-    assert bar.even < bar.largest_capacity <= bar.tokens
-    assert consumer_bar(PUBLISHED, bar.largest_capacity).holds
-    assert not consumer_bar(PUBLISHED, bar.largest_capacity + 1).holds
+    assert bar.holds and bar.margin_bytes == 18_000_000_000 - bar.used_bytes
+    assert consumer_bar(PUBLISHED, 64).margin_bytes > bar.margin_bytes
+
+
+def test_what_is_over_the_published_footprint_is_said_so() -> None:
+    bar = replace(consumer_bar(PUBLISHED), limit_bytes=17_000_000_000)
+    assert not bar.holds and bar.margin_bytes < 0
+    assert f"over it by {-bar.margin_bytes / 1e9:.2f} GB" in bar_line(bar)
 
 
 # What is asked

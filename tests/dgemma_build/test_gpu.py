@@ -8,12 +8,19 @@ import pytest
 import torch
 
 import dgemma_build.gpu
+from dgemma.engine.graph import ROW_INPUTS, pool_names
 from dgemma.errors import ConfigurationError
 from dgemma.manifest import FILE_NAME, Manifest
 from dgemma.precision import BLOCK_SCALE, ROW_SCALE, policy_of
 from dgemma.sealed import sha256
 from dgemma_build.compile import CompilationFailed
-from dgemma_build.engine import Built, build_engine, build_from_store, build_plan
+from dgemma_build.engine import (
+    Built,
+    build_constant_plan,
+    build_engine,
+    build_from_store,
+    build_plan,
+)
 from dgemma_build.gpu import LOG, PLAN
 from dgemma_build.parts import Parts
 from dgemma_build.quantize.run import quantize_checkpoint
@@ -131,6 +138,29 @@ def test_a_store_says_the_geometry_and_the_policy_of_a_plan(
     made = build_from_store(tmp_path / "store", "sm121", None, tmp_path / "engine").manifest
     assert (made.geometry, made.precision) == (GEOMETRY, "nvfp4")
     assert made.policy == policy_of("nvfp4", "all") != policy_of("nvfp4")
+
+
+@pytest.mark.parametrize("source", ["checkpoint", "store"])
+def test_weights_can_be_constants_of_the_plan(directory: Path, tmp_path: Path, source: str) -> None:
+    checkpoint = write_weights(tmp_path / "checkpoint", GEOMETRY, hf_tensors(NETWORK))
+    store = None
+    if source == "store":
+        store = directory / "int4.store"
+        quantize_checkpoint(checkpoint, "int4", store)
+    out = directory / f"constant-{source}"
+    options = {"max_rows": 2, "max_context": 64}
+    given = (None, store) if store else (checkpoint, None)
+    built = build_constant_plan(*given, "sm121", "int4", out, **options)
+    manifest = Manifest.read(out)
+    assert manifest.weights_are_constants and not manifest.weights
+    inputs = {b.name for b in manifest.bindings if b.is_input}
+    assert inputs == {*ROW_INPUTS, "room", *pool_names(GEOMETRY)}
+    # The embedding at least has no cheaper form than its own bytes.
+    embedding = NETWORK.embed_tokens.weight.detach().bfloat16().view(torch.uint8)
+    assert embedding.numpy().tobytes() in (out / PLAN).read_bytes()
+    assert build_constant_plan(*given, "sm121", "int4", out, **options).up_to_date
+    assert built.manifest == manifest
+    assert not build(directory, "int4").manifest.weights_are_constants
 
 
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:

@@ -82,12 +82,12 @@ def test_a_host_multiplies_in_fp32_what_is_not_quantised() -> None:
 def test_only_fp8_on_a_gpu_is_multiplied_as_it_is_stored() -> None:
     bank = 128 * 1408 * 2816
 
-    def largest(precision: str, flavour: str = "tensorrt") -> int:
-        return Model.of(PUBLISHED, precision, flavour=flavour).largest_dequantized_bytes
+    def banks(precision: str, flavour: str = "tensorrt") -> tuple[int, ...]:
+        return Model.of(PUBLISHED, precision, flavour=flavour).dequantized_banks
 
-    assert largest("bf16") == largest("fp8") == 0
-    assert largest("int4") == largest("nvfp4") == 2 * bank
-    assert largest("fp8", "onnxruntime") == 4 * bank
+    assert banks("bf16") == banks("fp8") == ()
+    assert banks("int4") == banks("nvfp4") == (2 * bank, bank)
+    assert banks("fp8", "onnxruntime") == (4 * bank, 2 * bank)
 
 
 def test_an_unknown_precision_or_policy_is_refused() -> None:

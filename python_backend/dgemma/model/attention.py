@@ -46,6 +46,7 @@ class Keys:
     cos: Tensor  # fp32 [R, L, d / 2]
     sin: Tensor
     context: Tensor  # [R * G * N], lines of a pool `[slots * G * (W or max N), d]`
+    length: int  # N: worked out from what is gathered, a compiler would not know it from R * N
     source: Tensor  # [P * G * L], lines of fresh K or V `[R * G * L, d]` …
     target: Tensor  # [P * G * L], … that go to these lines of the context `[R * G * N, d]`
 
@@ -95,7 +96,7 @@ def build_keys(g: Geometry, layer: LayerGeometry, rows: RowIndex, size: int, tab
 
     source = flat(rows.pair_from, kept, length)
     target = flat(rows.pair_to, place, index.shape[0])
-    return Keys(bias, cos, sin, lines, source, target)
+    return Keys(bias, cos, sin, lines, index.shape[0], source, target)
 
 
 class Attention(nn.Module):
@@ -152,4 +153,4 @@ def with_context(fresh: Tensor, pool: Tensor, keys: Keys) -> Tensor:
     context = F.embedding(keys.context, pool.flatten(0, 2))  # [R * G * N, d]
     partners = F.embedding(keys.source, fresh.flatten(0, 2))
     context = context.index_put((keys.target,), partners)
-    return torch.cat([fresh, context.unflatten(0, (*fresh.shape[:2], -1))], 2)
+    return torch.cat([fresh, context.unflatten(0, (*fresh.shape[:2], keys.length))], 2)
