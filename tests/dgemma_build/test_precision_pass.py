@@ -244,6 +244,20 @@ def test_the_quantised_graph_computes_what_the_dequantised_network_does(
     assert largest_difference(exact) > 2e-2
 
 
+def test_an_activation_is_rounded_to_the_bit_as_torch_rounds_it() -> None:
+    """Of the same activations, torch's fp8 and scales are the graph's own."""
+    model, _ = quantized("fp8", None, random_network(GEOMETRY))
+    rounded = [node.input[0] for node in model.graph.node if node.op_type == "Abs"]
+    assert len(rounded) == 6 * len(GEOMETRY.layers)
+    for name in (each for x in rounded for each in (x, f"{x}/scales", f"{x}/value")):
+        model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    got = run(model, a_pass(seed=0))
+    for x in rounded:
+        scales = got[x].abs().amax(-1, keepdim=True).clamp(min=1e-12) / 448
+        assert torch.equal(got[f"{x}/scales"], scales)
+        assert torch.equal(got[f"{x}/value"], (got[x] / scales).to(torch.float8_e4m3fn).float())
+
+
 def test_a_token_of_zeros_stays_zero() -> None:
     """Such a token has no largest value to be scaled by."""
     network = random_network(GEOMETRY)
