@@ -46,6 +46,10 @@ def engine(
         str | None,
         typer.Option(help="Precision of the weights; fp32 without it, or the store's."),
     ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="What is quantised, if not the default: experts, feed_forward or all."),
+    ] = None,
     max_rows: Annotated[
         int | None, typer.Option(min=2, max=64, help="Rows of a pass, two a slot; GPUs only.")
     ] = None,
@@ -62,6 +66,10 @@ def engine(
         raise typer.BadParameter("name one of --checkpoint, --store and --geometry")
     if geometry is None and (max_rows, max_context) != (None, None):
         raise typer.BadParameter("--max-rows and --max-context go with --geometry")
+    if store is not None and policy is not None:
+        raise typer.BadParameter(
+            "--policy goes with --checkpoint and --geometry; a store has its own"
+        )
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console) as bars:
         tasks: dict[str, TaskID] = {}
@@ -74,7 +82,13 @@ def engine(
         try:
             if checkpoint is not None:
                 built = build_engine(
-                    checkpoint, target, precision or "fp32", out, progress, targets=targets
+                    checkpoint,
+                    target,
+                    precision or "fp32",
+                    out,
+                    progress,
+                    policy=policy,
+                    targets=targets,
                 )
             elif store is not None:
                 built = build_from_store(store, target, precision, out, progress, targets=targets)
@@ -87,6 +101,7 @@ def engine(
                     progress,
                     max_rows=max_rows,
                     max_context=max_context,
+                    policy=policy,
                     targets=targets,
                 )
         except DgemmaError as error:

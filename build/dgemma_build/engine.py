@@ -62,6 +62,7 @@ def build_engine(
     out: Path,
     progress: Progress = lambda what, done, total: None,
     *,
+    policy: str | None = None,
     targets: Path | None = None,
 ) -> Built:
     """Make `out` an engine of `checkpoint`; nothing is done where it already is one.
@@ -78,13 +79,14 @@ def build_engine(
         )
     if precision != "fp32":
         store = out.with_name(out.name + ".store")
-        quantize_checkpoint(checkpoint, precision, store, progress=progress)
+        quantize_checkpoint(checkpoint, precision, store, policy, progress)
         return build_from_store(store, target, precision, out, progress, targets=targets)
     geometry = Geometry.from_checkpoint(checkpoint)
     tensors = Checkpoint(checkpoint)
     files = {checkpoint / "config.json", *tensors.files.values()}
     contents = sorted((path.name, FileRecord.of(path).sha256) for path in files)
-    wanted = _Wanted(target, precision, policy_of(precision), geometry, _digest(str(contents)))
+    rules = policy_of(precision, policy)
+    wanted = _Wanted(target, precision, rules, geometry, _digest(str(contents)))
     return _build(out, wanted, lambda work: cpu.from_checkpoint(tensors, geometry, work, progress))
 
 
@@ -123,6 +125,7 @@ def build_plan(
     *,
     max_rows: int | None = None,
     max_context: int | None = None,
+    policy: str | None = None,
     targets: Path | None = None,
 ) -> Built:
     """Make `out` a TensorRT plan of a geometry, without weights: those are any store's of it.
@@ -141,7 +144,7 @@ def build_plan(
     envelope = Envelope(max(1, rows // 2), rows, context)
     version = getattr(FLAVOURS[found.flavour].load(), "__version__", "")
     source = _digest(f"{found.flavour} {version} {found.compute_capability} {envelope}")
-    wanted = _Wanted(target, precision, policy_of(precision), geometry, source)
+    wanted = _Wanted(target, precision, policy_of(precision, policy), geometry, source)
     cache = out.parent / "graphs"
     return _build(
         out,

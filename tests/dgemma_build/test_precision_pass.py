@@ -90,7 +90,7 @@ def test_what_was_replaced_is_every_weight_that_the_policy_names(
     policy, model = policy_of(precision, name), graph(dtype)
     replaced = apply_precision(model, policy)
     assert replaced == {p: precision for p in SHAPES if policy.format_of(p).is_quantized}
-    assert len(replaced) == (4 if name == "experts" else 4 + 7 + 6)
+    assert len(replaced) == {"experts": 4, "feed_forward": 4 + 6, "all": 4 + 6 + 7}[name]
 
 
 def test_activations_that_several_products_share_are_rounded_once(

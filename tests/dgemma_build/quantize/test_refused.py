@@ -32,7 +32,9 @@ def test_a_precision_without_stores_is_refused(checkpoint: Path, precision: str)
 
 
 def test_an_unknown_policy_is_refused(checkpoint: Path) -> None:
-    assert "int4 has no policy 'some'; known: all, experts" in refusal(checkpoint, policy="some")
+    assert "int4 has no policy 'some'; known: all, feed_forward, experts" in refusal(
+        checkpoint, policy="some"
+    )
 
 
 @pytest.mark.parametrize("name", [BANK, "model.decoder.norm.weight"])
