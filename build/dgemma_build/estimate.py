@@ -214,8 +214,8 @@ class ConsumerBar:
 
 
 def consumer_bar(geometry: Geometry, capacity: int | None = None) -> ConsumerBar:
-    """One slot of 8192 tokens; `capacity` as in `Envelope`."""
-    model = Model.of(geometry, "int4")
+    """One slot of 8192 tokens, all linear layers in int4; `capacity` as in `Envelope`."""
+    model = Model.of(geometry, "int4", "all")
 
     def used(room: int) -> int:
         return total(buffers(model, Envelope.of_slots(1, CONTEXT, room)))

@@ -155,7 +155,7 @@ PRECISIONS: Mapping[str, Mapping[str, Policy]] = {
     "fp32": {"none": Policy((), "fp32")},
     "bf16": {"none": Policy((), "bf16")},
     "fp8": _policies("fp8", "all", "feed_forward", "experts"),
-    "int4": _policies("int4", "all", "feed_forward", "experts"),
+    "int4": _policies("int4", "feed_forward", "all", "experts"),
     "nvfp4": _policies("nvfp4", "experts", "feed_forward", "all"),
 }
 

@@ -122,7 +122,7 @@ def test_the_published_count_of_quantised_matrices_of_the_26b_network() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "default"), [("fp8", "all"), ("int4", "all"), ("nvfp4", "experts")]
+    ("precision", "default"), [("fp8", "all"), ("int4", "feed_forward"), ("nvfp4", "experts")]
 )
 def test_each_precision_has_a_default(precision: str, default: str) -> None:
     assert policy_of(precision) == policy_of(precision, default)

@@ -76,7 +76,7 @@ def test_who_quantised_is_said_where_it_was_not_this_software(tmp_path: Path) ->
         (
             "--policy",
             "some",
-            "precision int4 has no policy 'some'; known: all, feed_forward, experts",
+            "precision int4 has no policy 'some'; known: feed_forward, all, experts",
         ),
     ],
 )
