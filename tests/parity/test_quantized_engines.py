@@ -91,6 +91,7 @@ class RoundedActivations:
     """What an fp8 engine's graph makes of the activations of a pass, by the weight's address."""
 
     def __init__(self, engine: Path, network: Network) -> None:
+        self.geometry = network.geometry
         graph = onnx.load(engine / GRAPH, load_external_data=False)
         products = {node.output[0]: node.input[0] for node in graph.graph.node}
         self.weights = {
@@ -105,9 +106,8 @@ class RoundedActivations:
 
     def of(self, rows: list[Row], pool: KVPool) -> tuple[dict[int, Tensor], Tensor]:
         """With them the hidden states."""
-        geometry = pool.geometry
-        pools = dict(zip(pool_names(geometry), pool.arrays, strict=True))
-        inputs = to_arrays(rows, geometry, CAPACITY) | pools
+        pools = dict(zip(pool_names(self.geometry), pool.arrays, strict=True))
+        inputs = to_arrays(rows, self.geometry, CAPACITY) | pools
         inputs["room"] = np.arange(inputs["ids"].size)  # a place for every token, as the reference
         hidden, *rounded = self.session.run(["hidden", *self.names], inputs)
         by_name = dict(zip(self.names, map(torch.from_numpy, rounded), strict=True))
