@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from dgemma.errors import DgemmaError
+from dgemma.precision import policy_of
 from dgemma_build import cli_targets
 from dgemma_build.engine import (
     build_constant_plan,
@@ -53,6 +54,10 @@ def engine(
         str | None,
         typer.Option(help="Precision of the weights; fp32 without it, or the store's."),
     ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(help="What is quantised, if not the default: experts, feed_forward or all."),
+    ] = None,
     max_rows: Annotated[
         int | None, typer.Option(min=2, max=64, help="Rows of a pass, two a slot; GPUs only.")
     ] = None,
@@ -81,6 +86,10 @@ def engine(
         raise typer.BadParameter(
             "--max-rows and --max-context go with --geometry, --store or --weights-as-constants"
         )
+    if policy is not None and (store is not None or weights_as_constants):
+        raise typer.BadParameter(
+            "--policy goes with --checkpoint and --geometry; a store has its own"
+        )
     try:
         with shown(console) as progress:
             if weights_as_constants:
@@ -97,7 +106,13 @@ def engine(
                 )
             elif checkpoint is not None:
                 built = build_engine(
-                    checkpoint, target, precision or "fp32", out, progress, targets=targets
+                    checkpoint,
+                    target,
+                    precision or "fp32",
+                    out,
+                    progress,
+                    policy=policy,
+                    targets=targets,
                 )
             elif store is not None:
                 built = build_from_store(
@@ -119,6 +134,7 @@ def engine(
                     progress,
                     max_rows=max_rows,
                     max_context=max_context,
+                    policy=policy_of(precision or "bf16", policy),
                     targets=targets,
                 )
     except DgemmaError as error:

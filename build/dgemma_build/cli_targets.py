@@ -57,7 +57,8 @@ def show_estimate(
     target: Annotated[str | None, typer.Option(help="Only this target.")] = None,
     precision: Annotated[str | None, typer.Option(help="Only this precision.")] = None,
     policy: Annotated[
-        str | None, typer.Option(help="What is quantised, experts or all, if not the default.")
+        str | None,
+        typer.Option(help="What is quantised, if not the default: experts, feed_forward or all."),
     ] = None,
     checkpoint: Annotated[
         Path | None, typer.Option(help="Hugging Face directory; only its config.json is read.")

@@ -65,6 +65,7 @@ def build_engine(
     out: Path,
     progress: Progress = lambda what, done, total: None,
     *,
+    policy: str | None = None,
     targets: Path | None = None,
 ) -> Built:
     """Make `out` an engine of `checkpoint`; nothing is done where it already is one.
@@ -81,13 +82,14 @@ def build_engine(
         )
     if precision != "fp32":
         store = out.with_name(out.name + ".store")
-        quantize_checkpoint(checkpoint, precision, store, progress=progress)
+        quantize_checkpoint(checkpoint, precision, store, policy, progress)
         return build_from_store(store, target, precision, out, progress, targets=targets)
     geometry = Geometry.from_checkpoint(checkpoint)
     tensors = Checkpoint(checkpoint)
     files = {checkpoint / "config.json", *tensors.files.values()}
     contents = sorted((path.name, FileRecord.of(path).sha256) for path in files)
-    wanted = _Wanted(target, precision, policy_of(precision), geometry, _digest(str(contents)))
+    rules = policy_of(precision, policy)
+    wanted = _Wanted(target, precision, rules, geometry, _digest(str(contents)))
     return _build(
         out,
         wanted,

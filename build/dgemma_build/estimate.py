@@ -213,8 +213,8 @@ class ConsumerBar:
 
 
 def consumer_bar(geometry: Geometry, capacity: int | None = None) -> ConsumerBar:
-    """One slot of 8192 tokens; `capacity` as in `Envelope`."""
-    model = Model.of(geometry, "int4")
+    """One slot of 8192 tokens, all linear layers in int4; `capacity` as in `Envelope`."""
+    model = Model.of(geometry, "int4", "all")
 
     tokens = Envelope.of_slots(1, CONTEXT).rows * geometry.canvas_length
     room = tokens if capacity is None else min(capacity, tokens)

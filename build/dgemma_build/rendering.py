@@ -110,9 +110,10 @@ def bar_line(bar: ConsumerBar) -> str:
     verdict = f"under it by {margin:.2f} GB" if bar.holds else f"over it by {-margin:.2f} GB"
     room = f"at most {bar.capacity}" if bar.capacity < bar.tokens else f"all {bar.tokens}"
     return (
-        f"int4 with one slot of {CONTEXT} tokens takes {bar.used_bytes / GB:.2f} GB; the published "
-        f"footprint for consumer cards is {limit:.0f} GB: {verdict}. Counted is room for {room} "
-        f"tokens of a pass on one expert, {bar.even} being an even share."
+        f"int4 of all linear layers with one slot of {CONTEXT} tokens takes "
+        f"{bar.used_bytes / GB:.2f} GB; the published footprint for consumer cards is "
+        f"{limit:.0f} GB: {verdict}. Counted is room for {room} tokens of a pass on one expert, "
+        f"{bar.even} being an even share."
     )
 
 

@@ -137,11 +137,16 @@ class Policy:
 
 # What can be quantised at all: router, norms, scalars, embedding and self-conditioning never are.
 EXPERTS = ("layers.*.experts.gate_up_proj", "layers.*.experts.down_proj")
-DENSE = ("layers.*.mlp.*_proj.weight", "layers.*.self_attn.*_proj.weight")
+MLP = "layers.*.mlp.*_proj.weight"
+DENSE = (MLP, "layers.*.self_attn.*_proj.weight")
 
 
 def _policies(format: str, *names: str) -> dict[str, Policy]:
-    patterns = {"experts": EXPERTS, "all": EXPERTS + DENSE}
+    patterns = {
+        "experts": EXPERTS,
+        "feed_forward": (*EXPERTS, MLP),  # attention, a twentieth of the weights, errs the most
+        "all": EXPERTS + DENSE,
+    }
     return {n: Policy(tuple((p, format) for p in patterns[n]), "bf16") for n in names}
 
 
@@ -149,9 +154,9 @@ def _policies(format: str, *names: str) -> dict[str, Policy]:
 PRECISIONS: Mapping[str, Mapping[str, Policy]] = {
     "fp32": {"none": Policy((), "fp32")},
     "bf16": {"none": Policy((), "bf16")},
-    "fp8": _policies("fp8", "all", "experts"),
-    "int4": _policies("int4", "all", "experts"),
-    "nvfp4": _policies("nvfp4", "experts", "all"),
+    "fp8": _policies("fp8", "all", "feed_forward", "experts"),
+    "int4": _policies("int4", "feed_forward", "all", "experts"),
+    "nvfp4": _policies("nvfp4", "experts", "feed_forward", "all"),
 }
 
 

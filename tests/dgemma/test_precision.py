@@ -122,7 +122,7 @@ def test_the_published_count_of_quantised_matrices_of_the_26b_network() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "default"), [("fp8", "all"), ("int4", "all"), ("nvfp4", "experts")]
+    ("precision", "default"), [("fp8", "all"), ("int4", "feed_forward"), ("nvfp4", "experts")]
 )
 def test_each_precision_has_a_default(precision: str, default: str) -> None:
     assert policy_of(precision) == policy_of(precision, default)
@@ -130,6 +130,14 @@ def test_each_precision_has_a_default(precision: str, default: str) -> None:
     assert {n for n in SHAPES if experts.format_of(n).is_quantized} == {
         n for n in SHAPES if ".experts." in n
     }
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int4", "nvfp4"])
+def test_attention_may_be_left_as_it_is(precision: str) -> None:
+    everything, some = policy_of(precision, "all"), policy_of(precision, "feed_forward")
+    for name in SHAPES:
+        left = ".self_attn." in name
+        assert some.format_of(name) == (FORMATS["bf16"] if left else everything.format_of(name))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -140,7 +148,7 @@ def test_some_precisions_quantise_nothing(precision: str) -> None:
 def test_an_unknown_precision_or_policy_is_refused_with_what_is_known() -> None:
     with pytest.raises(ConfigurationError, match="'fp7' is not known; known: fp32, bf16, fp8"):
         policy_of("fp7")
-    with pytest.raises(ConfigurationError, match="fp8 has no policy 'half'; known: all, experts"):
+    with pytest.raises(ConfigurationError, match="'half'; known: all, feed_forward, experts"):
         policy_of("fp8", "half")
 
 

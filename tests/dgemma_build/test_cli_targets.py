@@ -129,7 +129,7 @@ def test_a_table_lists_every_buffer() -> None:
 
 @pytest.mark.parametrize("options", [(), ("--capacity", "48")])
 def test_the_published_footprint_is_judged(options: tuple[str, ...]) -> None:
-    asked = ("--target", "sm89", *options)
+    asked = ("--target", "sm89", "--policy", "all", *options)
     bar = parsed("estimate", *asked)["consumer_bar"]
     (found,) = [
         e

@@ -48,7 +48,7 @@ def test_the_floors_of_one_canvas(gpu: str, bf16: str, fp8: str, nvfp4: str, int
     """As they were computed independently, for a context of up to a sliding window."""
     expected = {"bf16": bf16, "fp8": fp8, "nvfp4": nvfp4, "int4": int4}
     for precision, printed in expected.items():
-        model = Model.of(PUBLISHED, precision)
+        model = Model.of(PUBLISHED, precision, "all" if precision == "int4" else None)
         low, high = (floor_ms(pass_bytes(model, 1, n), GPUS[gpu][1]) for n in (0, 1024))
         assert low is not None and high is not None
         rounding = 0.5 * 10.0 ** -len(printed.partition(".")[2])
@@ -197,7 +197,7 @@ def test_rows_decide_the_slots() -> None:
 @pytest.mark.parametrize("capacity", [None, 48, 400, 512])
 def test_the_number_and_the_verdict_agree(capacity: int | None) -> None:
     bar = consumer_bar(PUBLISHED, capacity)
-    found = buffers(Model.of(PUBLISHED, "int4"), Envelope(1, 2, 8192, capacity))
+    found = buffers(Model.of(PUBLISHED, "int4", "all"), Envelope(1, 2, 8192, capacity))
     assert bar.used_bytes == total(found)
     assert bar.limit_bytes == 18 * 10**9
     assert bar.holds is (bar.used_bytes <= bar.limit_bytes)

@@ -90,7 +90,7 @@ def test_what_was_replaced_is_every_weight_that_the_policy_names(
     policy, model = policy_of(precision, name), graph(dtype)
     replaced = apply_precision(model, policy)
     assert replaced == {p: precision for p in SHAPES if policy.format_of(p).is_quantized}
-    assert len(replaced) == (4 if name == "experts" else 4 + 7 + 6)
+    assert len(replaced) == {"experts": 4, "feed_forward": 4 + 6, "all": 4 + 6 + 7}[name]
 
 
 def test_activations_that_several_products_share_are_rounded_once(
@@ -242,6 +242,20 @@ def test_the_quantised_graph_computes_what_the_dequantised_network_does(
     # The tolerance means something: what quantising itself changes is far larger.
     exact = both(model, random_network(GEOMETRY, seed), [], seed)
     assert largest_difference(exact) > 2e-2
+
+
+def test_an_activation_is_rounded_to_the_bit_as_torch_rounds_it() -> None:
+    """Of the same activations, torch's fp8 and scales are the graph's own."""
+    model, _ = quantized("fp8", None, random_network(GEOMETRY))
+    rounded = [node.input[0] for node in model.graph.node if node.op_type == "Abs"]
+    assert len(rounded) == 6 * len(GEOMETRY.layers)
+    for name in (each for x in rounded for each in (x, f"{x}/scales", f"{x}/value")):
+        model.graph.output.append(onnx.helper.make_empty_tensor_value_info(name))
+    got = run(model, a_pass(seed=0))
+    for x in rounded:
+        scales = got[x].abs().amax(-1, keepdim=True).clamp(min=1e-12) / 448
+        assert torch.equal(got[f"{x}/scales"], scales)
+        assert torch.equal(got[f"{x}/value"], (got[x] / scales).to(torch.float8_e4m3fn).float())
 
 
 def test_a_token_of_zeros_stays_zero() -> None:

@@ -20,7 +20,7 @@ PUBLISHED = named_geometry(DEFAULT)
         ("bf16", None, 52.0),
         ("fp8", None, 27.5),
         ("nvfp4", "experts", 19.2),
-        ("int4", None, 16.0),
+        ("int4", "all", 16.0),
     ],
 )
 def test_a_pass_reads_all_weights_and_the_embedding_twice(
@@ -41,7 +41,11 @@ def test_exact_bytes_of_the_published_model() -> None:
     rows += 30 * (2 * 2112 + 2816)  # of the dense MLPs
     assert Model.of(PUBLISHED, "bf16").weight_bytes == 2 * 25_250_986_812
     assert Model.of(PUBLISHED, "fp8").weight_bytes == linears + 4 * rows + 2 * rest
-    assert Model.of(PUBLISHED, "int4").weight_bytes == linears // 2 + linears // 32 + 2 * rest
+    int4 = Model.of(PUBLISHED, "int4", "all").weight_bytes
+    assert int4 == linears // 2 + linears // 32 + 2 * rest
+    left = linears - attention
+    int4 = Model.of(PUBLISHED, "int4").weight_bytes
+    assert int4 == left // 2 + left // 32 + 2 * (attention + rest)
 
 
 def test_experts_alone_or_all_products() -> None:

@@ -20,6 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 from dgemma.assemble import Parts, assemble
+from dgemma.errors import DgemmaError
 from dgemma.request import RawRequest
 from dgemma.scheduler.events import Block, Event, Finished
 from dgemma_build.demo.prompts import Task, counts, sudokus
@@ -75,22 +76,27 @@ def _answer(events: list[Event]) -> Answer:
     return Answer(text, last.usage.denoising_steps, last.usage.passes)
 
 
-def score(parts: Parts, name: str, tasks: Sequence[Task], batch: int = 100) -> Score:
+def answers(parts: Parts, name: str, tasks: Sequence[Task], batch: int = 100) -> list[Answer]:
+    """`ask` in batches, with a progress bar; a task's seed is its place in the list."""
     starts = range(0, len(tasks), batch)
-    answers = [
+    return [
         answer
         for start in track(starts, f"{name:<28}", console=Console(stderr=True), transient=True)
         for answer in ask(parts, tasks[start : start + batch], seed=start + 1)
     ]
-    right = [task.is_right(a.text) for task, a in zip(tasks, answers, strict=True)]
-    steps = [step for answer in answers for step in answer.denoising_steps]
+
+
+def score(parts: Parts, name: str, tasks: Sequence[Task]) -> Score:
+    given = answers(parts, name, tasks)
+    right = [task.is_right(answer.text) for task, answer in zip(tasks, given, strict=True)]
+    steps = [step for answer in given for step in answer.denoising_steps]
     return Score(
         name,
         len(tasks),
         mean(right),
         mean(steps),
-        mean(len(answer.denoising_steps) for answer in answers),
-        mean(answer.passes for answer in answers),
+        mean(len(answer.denoising_steps) for answer in given),
+        mean(answer.passes for answer in given),
     )
 
 
@@ -128,8 +134,12 @@ def main(
     threads: Annotated[int, typer.Option(help="Cores to use; 0: all.", min=0)] = 0,
 ) -> None:
     """Print the table of what the checkpoint can do."""
-    parts = assemble(engine, checkpoint, slots=SLOTS, threads=threads)
-    Console(width=100).print(table(evaluate(parts, count)))
+    try:
+        parts = assemble(engine, checkpoint, slots=SLOTS, threads=threads)
+        Console(width=100).print(table(evaluate(parts, count)))
+    except DgemmaError as error:
+        Console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
+        raise typer.Exit(2) from None
 
 
 if __name__ == "__main__":

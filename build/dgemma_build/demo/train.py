@@ -37,6 +37,8 @@ LEARNING_RATE = 0.02
 PINNED_SHARE = 0.25  # of Sudoku canvases whose clues are held, as a template would
 BALANCE = 0.01  # weight of the loss that keeps experts evenly used
 AVERAGING = 0.002
+# Units that multiply BF16; elsewhere a CPU imitates it, many times slower than it computes fp32.
+BF16_UNITS = ("avx512_bf16", "amx_bf16", "bf16")  # x86, x86, ARM
 # Some blanks only, then more: a puzzle that needs a search teaches nothing at first.
 FIRST_BLANKS, STEPS_PER_BLANK = 12, 60
 
@@ -60,6 +62,11 @@ def loss(
     weight = scored.flatten().float()
     layers = 2 * net.shape.num_hidden_layers
     return (per_token * weight).sum() / weight.sum() + BALANCE * (balance + more) / layers
+
+
+def computes_bf16(device: str) -> bool:
+    """Whether products in BF16 are faster than in fp32 there."""
+    return device != "cpu" or any(map(torch.cpu.get_capabilities().get, BF16_UNITS))
 
 
 class Training:
@@ -109,7 +116,8 @@ class Training:
         counting = self.rng.random() < count_share
         batch = self._counting() if counting else self._sudoku(source)
         noised = corrupt(batch, COPIES, 0.0 if counting else PINNED_SHARE)
-        with torch.autocast(torch.get_default_device().type, torch.bfloat16):
+        device = torch.get_default_device().type
+        with torch.autocast(device, torch.bfloat16, enabled=computes_bf16(device)):
             value: Tensor = self.loss(self.net, batch.context, batch.start, *noised)
         value.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)

@@ -34,7 +34,9 @@ def quantize(
     out: Annotated[Path, typer.Option(help="Weight store directory to write.")],
     policy: Annotated[
         str | None,
-        typer.Option(help="experts, or all linear layers; without it the precision's own."),
+        typer.Option(
+            help="experts, feed_forward or all linear layers; if not the precision's own."
+        ),
     ] = None,
 ) -> None:
     """Write the weights of a checkpoint in one precision; what is quantised already is taken over.

@@ -76,6 +76,34 @@ def test_a_training_that_was_stopped_goes_on_where_it_stopped(
         _assert_equal(a.state_dict()["state"], b.state_dict()["state"])
 
 
+@pytest.mark.parametrize(
+    ("units", "wanted"),
+    [
+        ({"avx2": True, "avx512_bf16": False, "amx_bf16": False}, torch.float32),
+        ({"avx2": True, "avx512_bf16": True, "amx_bf16": False}, torch.bfloat16),
+        ({"neon": True, "bf16": True}, torch.bfloat16),
+    ],
+)
+def test_products_are_in_bf16_only_where_the_cpu_has_units_for_it(
+    units: dict[str, bool],
+    wanted: torch.dtype,
+    tmp_path: Path,
+    source: SudokuSource,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[torch.dtype] = []
+
+    def watched(*arguments: Any) -> torch.Tensor:
+        seen.append((torch.ones(1, 1) @ torch.ones(1, 1)).dtype)
+        return train.loss(*arguments)
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units)
+    training = Training(tmp_path, seed=1)
+    training.loss = watched
+    training.step(source, total=4, count_share=1.0)
+    assert seen == [wanted]
+
+
 def test_a_resumed_training_has_done_as_much_as_an_uninterrupted_one(
     tmp_path: Path, source: SudokuSource
 ) -> None:

@@ -74,7 +74,11 @@ def test_who_quantised_is_said_where_it_was_not_this_software(tmp_path: Path) ->
     ("option", "value", "message"),
     [
         ("--precision", "fp7", "precision 'fp7' is no weight store's; known: fp8, int4"),
-        ("--policy", "some", "precision int4 has no policy 'some'; known: all, experts"),
+        (
+            "--policy",
+            "some",
+            "precision int4 has no policy 'some'; known: feed_forward, all, experts",
+        ),
     ],
 )
 def test_what_cannot_be_quantised_is_one_sentence_and_exit_code_2(
