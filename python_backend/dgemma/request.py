@@ -17,6 +17,7 @@ from dgemma.errors import ConfigurationError, InvalidRequest
 from dgemma.generation import GenerationDefaults
 from dgemma.messages import parse_chat
 from dgemma.sampling import Sampling, SamplingParameters
+from dgemma.scheduler.tenancy import EVERYONE, Tenant
 from dgemma.template import FREE, parse_template, pin
 
 __all__ = ["FREE", "RawRequest", "Request", "RequestParser", "Sampling", "StreamMode"]
@@ -40,6 +41,11 @@ class Request:
     stream: StreamMode
     # With a canvas_template: token id or FREE of each position of every canvas of the answer.
     pinned: tuple[int, ...] | None
+    tenant: Tenant = EVERYONE  # who asks; it stays what it was when the request came
+    # What is kept of the prompt is found again under this salt alone, except for its first
+    # `shared_tokens`, which the operator has published.
+    cache_salt: bytes = b""
+    shared_tokens: int = 0
 
 
 @dataclass(frozen=True)
