@@ -19,6 +19,7 @@ from dgemma.generation import GenerationDefaults
 from dgemma.geometry import Geometry, read_config
 from dgemma.manifest import Manifest
 from dgemma.request import Request, RequestParser
+from dgemma.scheduler.options import Options
 from dgemma.scheduler.scheduler import Scheduler
 from dgemma.tail.draws import SeededDraws
 from dgemma.tail.statistics import Head
@@ -40,6 +41,7 @@ def assemble(
     slots: int,
     max_model_len: int | None = None,
     threads: int = 0,
+    options: Options | None = None,
 ) -> Parts:
     """Load everything; ConfigurationError says which file or setting is at fault."""
     defaults = GenerationDefaults.from_checkpoint(checkpoint)
@@ -70,7 +72,7 @@ def assemble(
         max_model_len=context,
         image_token_ids=_image_tokens(checkpoint),
     )
-    return Parts(parser, Scheduler(engine, tail, answer))
+    return Parts(parser, Scheduler(engine, tail, answer, options))
 
 
 def open_engine(

@@ -46,6 +46,7 @@ class Request:
     # `shared_tokens`, which the operator has published.
     cache_salt: bytes = b""
     shared_tokens: int = 0
+    priority: int = 0  # among its tenant's requests, the higher go first
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from dgemma.chat import ChatTokenizer
 from dgemma.errors import DgemmaError, EngineFailure, Unavailable
 from dgemma.request import RawRequest, Request
 from dgemma.scheduler.events import Event, Finished, Sink, Usage
+from dgemma.scheduler.options import Options
 from dgemma.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ class Service:
             slots=settings.slots,
             max_model_len=settings.max_model_len,
             threads=settings.threads or 0,
+            options=Options(fair=settings.scheduler == "fair"),
         )
         tokenizer = ChatTokenizer.from_checkpoint(settings.checkpoint)
         return cls(parts.parser, parts.scheduler, partial(annotate, tokenizer))

@@ -72,10 +72,10 @@ class Settings(BaseSettings):
         validation_alias="DGEMMA_SLOTS",
         description="requests that run at the same time: 1 to 1024",
     )
-    scheduler: Literal["fcfs"] = Field(
-        "fcfs",
+    scheduler: Literal["fair", "fcfs"] = Field(
+        "fair",
         validation_alias="DGEMMA_SCHEDULER",
-        description="fcfs, first come, first served",
+        description="fair, between tenants by their weights, or fcfs, first come, first served",
     )
     threads: int | None = Field(
         None,

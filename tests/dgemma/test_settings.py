@@ -23,7 +23,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.Monke
 def test_defaults() -> None:
     settings = Settings.load()
     assert (settings.grpc_port, settings.metrics_port) == (8001, 8002)
-    assert (settings.slots, settings.scheduler) == (8, "fcfs")
+    assert (settings.slots, settings.scheduler) == (8, "fair")
     assert settings.threads is None and settings.max_model_len is None
 
 

@@ -5,7 +5,8 @@ Knows the phases of a request and turns them into rows; knows nothing of other r
 
 from __future__ import annotations
 
-import time
+from collections import deque
+from collections.abc import Iterator
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -14,10 +15,12 @@ import torch
 from torch import Tensor
 
 from dgemma.answer import Delta
-from dgemma.engine.base import Row
+from dgemma.engine.base import NO_PARTNER, Row
 from dgemma.errors import DgemmaError, EngineFailure
 from dgemma.request import FREE, Request, StreamMode
 from dgemma.scheduler.events import Block, Draft, Finished, Sink, Usage
+from dgemma.scheduler.pace import Clock, Pace
+from dgemma.scheduler.tenancy import Tenant
 from dgemma.tail.tail import Canvas, Tail
 
 
@@ -34,17 +37,23 @@ class Transcript(Protocol):
 class Bill:
     """Counts and clocks of one request."""
 
-    submitted: float = field(default_factory=time.monotonic)
+    clock: Clock
+    submitted: float = field(init=False)
     admitted: float | None = None
     first_block: float | None = None
     passes: int = 0
+    rows: int = 0
+    chunks: int = 0
     cap_hits: int = 0
     committed_tokens: int = 0
     denoising_steps: list[int] = field(default_factory=list)
     mean_entropy: list[float] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.submitted = self.clock()
+
     def usage(self, request: Request, completion_tokens: int) -> Usage:
-        ended = time.monotonic()
+        ended = self.clock()
 
         def since(moment: float | None) -> float:
             return round(((ended if moment is None else moment) - self.submitted) * 1e3, 3)
@@ -61,67 +70,108 @@ class Bill:
             queue_ms=since(self.admitted),
             first_block_ms=since(self.first_block),
             total_ms=since(ended),
+            prefill_chunks=self.chunks,
+            service_units=self.rows,
         )
 
 
 class Sequence:
-    """A request with its place in the KV pool once it has one."""
+    """A request; while it runs it has a slot, a place in the KV pool."""
 
-    def __init__(self, request: Request, answer: Transcript, sink: Sink, length: int) -> None:
+    def __init__(
+        self, request: Request, answer: Transcript, sink: Sink, length: int, pace: Pace
+    ) -> None:
         self.request, self.answer, self.sink, self.length = request, answer, sink, length
-        self.slot = -1
-        self.pending: list[int] = list(request.prompt)  # known tokens that are not encoded yet
+        self.pace, self.bill = pace, Bill(pace.clock)
+        self.slot: int | None = None
+        self.committed: list[list[int]] = []  # blocks
+        self.pending = deque(self._known())
+        self.prefill = len(self.pending)  # of these, those whose encoding no denoise step pays for
         self.encoded = 0
         self.canvas: Canvas | None = None
-        self.blocks = 0
         self.finished = False
-        self.bill = Bill()
+
+    @property
+    def tenant(self) -> Tenant:
+        return self.request.tenant
+
+    @property
+    def priority(self) -> int:
+        return self.request.priority
+
+    @property
+    def turn_rows(self) -> float:
+        """Rows to expect up to the next block border."""
+        return len(self.pending) + self.pace.steps(self.request.sampling.max_denoising_steps)
+
+    @property
+    def turn_passes(self) -> float:
+        """Passes to expect up to the next block border; the last chunk goes with the canvas."""
+        return self.turn_rows - bool(self.pending)
 
     def admit(self, slot: int, tail: Tail) -> None:
+        """Begin in a slot, or go on in one."""
         self.slot = slot
-        self.bill.admitted = time.monotonic()
-        self._next_canvas(tail)
+        if self.bill.admitted is None:
+            self.bill.admitted = self.bill.clock()
+        if self.canvas is None:
+            self._next_canvas(tail)
+
+    def leave(self) -> None:
+        """Give the slot up at a block border; all that is known is encoded again later.
+
+        In the same chunks as before, so that not a bit of it will differ.
+        """
+        self.slot, self.encoded = None, 0
+        self.pending = deque(self._known())
+        self.prefill = len(self.pending)
 
     def rows(self, first: int) -> list[Row]:
         """This pass's rows; `first` is the index the first of them gets in the pass.
 
-        While more than a row of tokens waits to be encoded there is one encode row; the last of
-        them and the canvas's denoise row go together as partners.
+        While several chunks wait to be encoded there is one encode row; the last of them and the
+        canvas's denoise row go together as partners.
         """
-        rows = []
-        chunk = self.pending[: self.length]
-        if chunk:
-            rows.append(
-                Row(_padded(chunk, self.length), self.slot, self.encoded, len(chunk), False)
-            )
-        if len(self.pending) <= self.length:
-            assert self.canvas is not None, "an admitted request has a canvas"
-            start = self.encoded + len(chunk)
-            partner = first if chunk else -1
+        assert self.slot is not None and self.canvas is not None, "only admitted requests run"
+        rows, start, partner = [], self.encoded, NO_PARTNER
+        if self.pending:
+            chunk = self.pending[0]
+            rows.append(Row(_padded(chunk, self.length), self.slot, start, len(chunk), False))
+            start, partner = start + len(chunk), first
+        if len(self.pending) <= 1:
             canvas = self.canvas
-            rows.append(Row(canvas.ids, self.slot, start, self.length, True, canvas.soft, partner))
+            row = Row(canvas.ids, self.slot, start, self.length, True, canvas.soft, partner)
+            rows.append(row)
         return rows
 
-    def encoded_rows(self, rows: Tokens[Row]) -> None:
+    def ran(self, rows: Tokens[Row]) -> None:
         """Account for a completed pass with these rows of this request."""
         self.bill.passes += 1
-        for row in rows:
-            if not row.denoise:
-                self.encoded = row.end
-                del self.pending[: row.valid]
+        self.bill.rows += len(rows)
+        if not rows[0].denoise:
+            self.encoded = rows[0].end
+            self.pending.popleft()
+            if self.prefill:
+                self.prefill -= 1
+                self.bill.chunks += 1
 
-    def denoised(self, tail: Tail) -> None:
-        """React to a denoise step of the canvas: report, and commit where it is done."""
+    def denoised(self, tail: Tail) -> bool:
+        """React to a denoise step of the canvas: report, and commit where it is done.
+
+        Whether the request stands at a block border now, with another canvas to come.
+        """
         canvas, sampling = self.canvas, self.request.sampling
         assert canvas is not None and canvas.argmax is not None
         if self.request.stream is StreamMode.DRAFT:
             ids, states = canvas.argmax.tolist(), canvas.states.tolist()
             self.sink(Draft(canvas.block, canvas.step, tuple(ids), tuple(states)))
-        if canvas.converged or canvas.step >= sampling.max_denoising_steps:
-            self.bill.cap_hits += not canvas.converged
-            self._commit(canvas.argmax.tolist(), canvas.step, canvas.mean_entropy)
-            if not self.finished:
-                self._next_canvas(tail)
+        if not canvas.converged and canvas.step < sampling.max_denoising_steps:
+            return False
+        self.bill.cap_hits += not canvas.converged
+        self.pace.denoised(canvas.step)
+        self._commit(canvas.argmax.tolist(), canvas.step, canvas.mean_entropy)
+        self._next_canvas(tail)
+        return not self.finished
 
     def finish(self, reason: str, error: Exception | None = None) -> None:
         """Send the last event. The owner frees the slot."""
@@ -136,13 +186,13 @@ class Sequence:
         while not self.finished:
             pinned = self._pinned()
             if pinned is None or bool((pinned == FREE).any()):
-                self.canvas = tail.begin(self.blocks, self.request.sampling, pinned)
+                self.canvas = tail.begin(len(self.committed), self.request.sampling, pinned)
                 return
             self._commit(pinned.tolist(), 0, 0.0)
 
     def _pinned(self) -> Tensor | None:
         template = self.request.pinned
-        part = template[self.blocks * self.length :][: self.length] if template else ()
+        part = template[len(self.committed) * self.length :][: self.length] if template else ()
         return torch.tensor(part) if part else None
 
     def _commit(self, ids: list[int], steps: int, mean_entropy: float) -> None:
@@ -151,13 +201,21 @@ class Sequence:
         self.bill.mean_entropy.append(mean_entropy)
         self.bill.committed_tokens += self.length
         if self.bill.first_block is None:
-            self.bill.first_block = time.monotonic()
-        self.sink(Block(self.blocks, delta, steps))
-        self.blocks += 1
+            self.bill.first_block = self.bill.clock()
+        self.sink(Block(len(self.committed), delta, steps))
         if delta.finish_reason is not None:
             self.finish(delta.finish_reason)
-        else:
-            self.pending += ids
+            return
+        self.committed.append(ids)
+        self.pending.append(ids)
+        self.prefill += steps == 0
+
+    def _known(self) -> Iterator[list[int]]:
+        """The tokens before the canvas in the chunks in which they are encoded."""
+        prompt = self.request.prompt
+        for start in range(0, len(prompt), self.length):
+            yield list(prompt[start : start + self.length])
+        yield from self.committed
 
 
 def _padded(tokens: list[int], length: int) -> Tensor:

@@ -1,0 +1,15 @@
+"""What an operator decides about the scheduler.
+
+Knows no variable of the environment; `dgemma.settings` does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """Holds for one server process."""
+
+    fair: bool = True  # between tenants; else first come, first served
