@@ -41,6 +41,12 @@ class ResourceExhausted(DgemmaError):
         self.retry_after_s = retry_after_s
 
 
+class DeadlineExceeded(DgemmaError):
+    """The answer would come too late, or has."""
+
+    grpc_code = "DEADLINE_EXCEEDED"
+
+
 class Unavailable(DgemmaError):
     """The service is starting, stopping or dead."""
 

@@ -46,7 +46,8 @@ class Request:
     # `shared_tokens`, which the operator has published.
     cache_salt: bytes = b""
     shared_tokens: int = 0
-    priority: int = 0  # among its tenant's requests, the higher go first
+    priority: int | None = None  # among its tenant's requests, the higher go first
+    deadline_s: float | None = None  # from its arrival; None waits as long as it takes
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,15 @@ class RequestParser:
         if template is not None:
             eos = self._defaults.eos_token_ids[0]
             pinned = pin(template, eos, self._canvas_length, max_new_tokens)
-        return Request(request_id, tuple(prompt), sampling, stream, pinned)
+        return Request(
+            request_id,
+            tuple(prompt),
+            sampling,
+            stream,
+            pinned,
+            priority=parameters.priority,
+            deadline_s=parameters.deadline_s,
+        )
 
     def _prompt(self, raw: RawRequest) -> tuple[str, list[int]]:
         """The input that holds the prompt, and its token ids.

@@ -78,7 +78,7 @@ class Service:
             slots=settings.slots,
             max_model_len=settings.max_model_len,
             threads=settings.threads or 0,
-            options=Options(fair=settings.scheduler == "fair"),
+            options=Options(fair=settings.scheduler == "fair", max_queued=settings.max_queued),
         )
         tokenizer = ChatTokenizer.from_checkpoint(settings.checkpoint)
         return cls(parts.parser, parts.scheduler, partial(annotate, tokenizer))
@@ -149,6 +149,8 @@ class Service:
     def _begin(self, request: Request) -> None:
         try:
             self._scheduler.submit(request, partial(self._deliver, request.id))
+        except DgemmaError as error:
+            self._deliver(request.id, _failure(request, error))
         except Exception as error:
             logger.exception("request %s cannot begin", request.id)
             self._deliver(request.id, _failure(request, error))

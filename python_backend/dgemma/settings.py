@@ -77,6 +77,13 @@ class Settings(BaseSettings):
         validation_alias="DGEMMA_SCHEDULER",
         description="fair, between tenants by their weights, or fcfs, first come, first served",
     )
+    max_queued: int = Field(
+        1024,
+        ge=0,
+        le=1_000_000,
+        validation_alias="DGEMMA_MAX_QUEUED",
+        description="requests of all tenants that wait for a slot: 0 to 1000000",
+    )
     threads: int | None = Field(
         None,
         ge=1,

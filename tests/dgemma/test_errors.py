@@ -6,6 +6,7 @@ import pytest
 from dgemma import errors
 from dgemma.errors import (
     ConfigurationError,
+    DeadlineExceeded,
     DgemmaError,
     EngineFailure,
     InvalidRequest,
@@ -18,6 +19,7 @@ EXAMPLES = [
     (InvalidRequest("seed", "must be an integer"), "INVALID_ARGUMENT"),
     (Unauthenticated("no key"), "UNAUTHENTICATED"),
     (ResourceExhausted("no room", 1.5), "RESOURCE_EXHAUSTED"),
+    (DeadlineExceeded("too late"), "DEADLINE_EXCEEDED"),
     (Unavailable("stopping"), "UNAVAILABLE"),
     (ConfigurationError("no such file"), "FAILED_PRECONDITION"),
     (EngineFailure("a pass failed"), "INTERNAL"),

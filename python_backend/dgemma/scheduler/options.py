@@ -13,3 +13,4 @@ class Options:
     """Holds for one server process."""
 
     fair: bool = True  # between tenants; else first come, first served
+    max_queued: int = 1024  # requests that wait, of all tenants together

@@ -30,6 +30,11 @@ class Pace:
         before = steps if self._steps is None else self._steps
         self._steps = before + (steps - before) * _RECENT
 
+    @property
+    def canvas_s(self) -> float:
+        """Seconds that a canvas takes."""
+        return self.pass_s * (self._steps or 0.0)
+
     def steps(self, most: int) -> float:
         """Denoise steps to expect of a canvas that may have `most`."""
         return most if self._steps is None else min(most, self._steps)

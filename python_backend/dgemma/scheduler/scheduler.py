@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from dgemma.engine.base import Engine, Row
 from dgemma.request import Request
+from dgemma.scheduler.admission import Admission, late
+from dgemma.scheduler.deadlines import Deadlines
 from dgemma.scheduler.events import Sink
 from dgemma.scheduler.fair_queue import FairQueue
 from dgemma.scheduler.line import ArrivalQueue, Queue
@@ -47,6 +49,8 @@ class Scheduler:
         self.engine, self.tail, self.answer_factory = engine, tail, answer_factory
         self.pace = pace or Pace()
         self.queue: Queue[Sequence] = FairQueue() if options.fair else ArrivalQueue()
+        self.admission = Admission(options.max_queued, self.queue, self.pace)
+        self.deadlines = Deadlines()
         self.open: dict[str, Sequence] = {}
         self.running: list[Sequence] = []
         # Each running request may need a commit row and a denoise row in the same pass.
@@ -63,10 +67,13 @@ class Scheduler:
         return SchedulerStats(self.slots, len(self.running), len(self.queue), self.passes)
 
     def submit(self, request: Request, sink: Sink) -> None:
+        """Let a request wait for a slot. Raises what `Admission.admit` does; nobody hears of it."""
         answer = self.answer_factory(request)
         length = self.engine.geometry.canvas_length
         sequence = Sequence(request, answer, sink, length, self.pace)
+        self.admission.admit(sequence, len(self.free_slots))
         self.open[request.id] = sequence
+        self.deadlines.watch(sequence)
         self.queue.push(sequence)
 
     def cancel(self, request_id: str) -> None:
@@ -77,6 +84,8 @@ class Scheduler:
 
     def step(self) -> bool:
         """Admit, run one pass, retire. False when there was nothing to do."""
+        for sequence in self.deadlines.passed(self.pace.clock()):
+            self._drop(sequence, "it has passed")
         self._admit()
         if not self.running:
             return False
@@ -102,6 +111,8 @@ class Scheduler:
             self.running.append(sequence)
             if sequence.finished:  # an answer that is pinned throughout needs no pass
                 self._retire(sequence)
+            elif not self.admission.in_time(sequence):
+                self._drop(sequence, "it could not be met any more when a slot was free")
 
     def _shares(self) -> Shares:
         """The requests of the next pass, each with its rows."""
@@ -138,9 +149,14 @@ class Scheduler:
                 sequence.leave()
                 self._admit()
 
+    def _drop(self, sequence: Sequence, why: str) -> None:
+        sequence.finish("error", late(sequence, why))
+        self._retire(sequence)
+
     def _retire(self, sequence: Sequence) -> None:
         """Let go of all that an ended request holds."""
         del self.open[sequence.request.id]
+        self.admission.settle(sequence)
         if sequence.slot is None:
             self.queue.remove(sequence)
         else:

@@ -83,6 +83,8 @@ class Sequence:
     ) -> None:
         self.request, self.answer, self.sink, self.length = request, answer, sink, length
         self.pace, self.bill = pace, Bill(pace.clock)
+        wait = request.deadline_s
+        self.deadline = None if wait is None else self.bill.submitted + wait
         self.slot: int | None = None
         self.committed: list[list[int]] = []  # blocks
         self.pending = deque(self._known())
@@ -97,7 +99,10 @@ class Sequence:
 
     @property
     def priority(self) -> int:
-        return self.request.priority
+        """What was asked for, otherwise what its tenant may have that is nearest to 0."""
+        limits = self.tenant.limits
+        nearest = min(max(0, limits.min_priority), limits.max_priority)
+        return nearest if self.request.priority is None else self.request.priority
 
     @property
     def turn_rows(self) -> float:

@@ -46,14 +46,24 @@ def request(
     stream: StreamMode = StreamMode.BLOCK,
     pinned: Sequence[int] | None = None,
     tenant: Tenant = EVERYONE,
-    priority: int = 0,
+    priority: int | None = None,
+    deadline_s: float | None = None,
     **sampling: Any,
 ) -> Request:
     """A request by its name; the rest of `sampling` is as in SAMPLING."""
     ids = to_ids(prompt) if isinstance(prompt, str) else list(prompt)
     held = None if pinned is None else tuple(pinned)
     settings = replace(SAMPLING, **sampling)
-    return Request(name, tuple(ids), settings, stream, held, tenant, priority=priority)
+    return Request(
+        name,
+        tuple(ids),
+        settings,
+        stream,
+        held,
+        tenant,
+        priority=priority,
+        deadline_s=deadline_s,
+    )
 
 
 def fixed_steps(steps: int, **more: Any) -> dict[str, Any]:
