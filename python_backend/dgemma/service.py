@@ -78,7 +78,11 @@ class Service:
             slots=settings.slots,
             max_model_len=settings.max_model_len,
             threads=settings.threads or 0,
-            options=Options(fair=settings.scheduler == "fair", max_queued=settings.max_queued),
+            options=Options(
+                fair=settings.scheduler == "fair",
+                prefill_rows=settings.prefill_rows,
+                max_queued=settings.max_queued,
+            ),
         )
         tokenizer = ChatTokenizer.from_checkpoint(settings.checkpoint)
         return cls(parts.parser, parts.scheduler, partial(annotate, tokenizer))

@@ -77,6 +77,13 @@ class Settings(BaseSettings):
         validation_alias="DGEMMA_SCHEDULER",
         description="fair, between tenants by their weights, or fcfs, first come, first served",
     )
+    prefill_rows: int = Field(
+        4,
+        ge=1,
+        le=1024,
+        validation_alias="DGEMMA_PREFILL_ROWS",
+        description="rows of a pass that may encode prompts beside the canvases: 1 to 1024",
+    )
     max_queued: int = Field(
         1024,
         ge=0,

@@ -23,7 +23,13 @@ class _Account(Generic[J]):
     tag: float = 0.0
     line: Line[J] = field(default_factory=Line)
     running: int = 0
+    ahead: float = 0.0  # rows charged in advance and not spent, of all its running jobs
     place: float | None = None  # the tag of its entry in the heap; others of its entries are void
+
+    @property
+    def had(self) -> float:
+        """What it has really had for its weight."""
+        return self.tag - self.ahead / self.tenant.weight
 
     @property
     def competes(self) -> bool:
@@ -39,8 +45,8 @@ class FairQueue(Generic[J]):
         self._heap: list[tuple[float, int, _Account[J]]] = []
         self._entries = self._size = 0
         self._now = 0.0  # the tag of the last turn that was given
-        self._highest = 0.0  # tag of anybody so far
-        self._reserved: dict[J, float] = {}  # rows charged in advance and not spent, by running job
+        self._highest = 0.0  # what anybody has had for its weight, at most
+        self._reserved: dict[J, float] = {}  # each running job's part of `ahead`
 
     def __len__(self) -> int:
         return self._size
@@ -78,13 +84,18 @@ class FairQueue(Generic[J]):
         self._rank(account)
         return job
 
+    def standing(self, job: J) -> float:
+        return self._accounts[job.tenant.name].had
+
     def spend(self, job: J, rows: int) -> None:
-        left = self._reserved[job] - rows
-        self._reserved[job] = max(0.0, left)
-        if left < 0:
-            account = self._accounts[job.tenant.name]
-            self._charge(account, -left)
+        account = self._accounts[job.tenant.name]
+        foreseen = min(rows, self._reserved[job])
+        self._reserved[job] -= foreseen
+        account.ahead -= foreseen
+        if rows > foreseen:
+            self._charge(account, rows - foreseen)
             self._rank(account)
+        self._highest = max(self._highest, account.had)
 
     def border(self, job: J) -> bool:
         account = self._accounts[job.tenant.name]
@@ -143,11 +154,13 @@ class FairQueue(Generic[J]):
 
     def _reserve(self, account: _Account[J], job: J) -> None:
         self._reserved[job] = job.turn_rows
+        account.ahead += job.turn_rows
         self._charge(account, job.turn_rows)
 
     def _settle(self, account: _Account[J], job: J) -> None:
-        account.tag -= self._reserved.pop(job) / account.tenant.weight
+        left = self._reserved.pop(job)
+        account.ahead -= left
+        account.tag -= left / account.tenant.weight
 
     def _charge(self, account: _Account[J], rows: float) -> None:
         account.tag += rows / account.tenant.weight
-        self._highest = max(self._highest, account.tag)

@@ -48,6 +48,10 @@ class Queue(Protocol[J]):
         """The job that gets a free slot; None where none waits that may run."""
         ...
 
+    def standing(self, job: J) -> float:
+        """What the tenant of a running job has had for its weight; who has least goes first."""
+        ...
+
     def spend(self, job: J, rows: int) -> None:
         """A running job has had this many rows of a pass."""
         ...
@@ -134,6 +138,9 @@ class ArrivalQueue(Generic[J]):
                 self._running[job.tenant.name] += 1
                 return job
         return None
+
+    def standing(self, job: J) -> float:
+        return 0.0
 
     def spend(self, job: J, rows: int) -> None:
         pass

@@ -13,4 +13,5 @@ class Options:
     """Holds for one server process."""
 
     fair: bool = True  # between tenants; else first come, first served
+    prefill_rows: int = 4  # of a pass, which encode prompts beside the canvases
     max_queued: int = 1024  # requests that wait, of all tenants together

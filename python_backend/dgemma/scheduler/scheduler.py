@@ -18,6 +18,7 @@ from dgemma.scheduler.fair_queue import FairQueue
 from dgemma.scheduler.line import ArrivalQueue, Queue
 from dgemma.scheduler.options import Options
 from dgemma.scheduler.pace import Pace
+from dgemma.scheduler.prefill import aboard
 from dgemma.scheduler.sequence import Sequence, Transcript
 from dgemma.tail.tail import Tail
 
@@ -57,6 +58,7 @@ class Scheduler:
         slots = min(engine.capacity.slots, max(1, engine.capacity.rows // 2))
         self.free_slots = list(reversed(range(slots)))
         self.slots, self.passes = slots, 0
+        self.prefill_rows = options.prefill_rows
 
     @property
     def busy(self) -> bool:
@@ -118,7 +120,7 @@ class Scheduler:
         """The requests of the next pass, each with its rows."""
         shares: Shares = []
         first = 0
-        for sequence in self.running:
+        for sequence in aboard(self.running, self.queue, self.prefill_rows):
             shares.append((sequence, sequence.rows(first)))
             first += len(shares[-1][1])
         return shares
