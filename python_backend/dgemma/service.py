@@ -80,6 +80,7 @@ class Service:
             threads=settings.threads or 0,
             options=Options(
                 fair=settings.scheduler == "fair",
+                prefix_cache_bytes=settings.prefix_cache_mib << 20,
                 prefill_rows=settings.prefill_rows,
                 max_queued=settings.max_queued,
             ),

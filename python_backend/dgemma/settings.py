@@ -84,6 +84,13 @@ class Settings(BaseSettings):
         validation_alias="DGEMMA_PREFILL_ROWS",
         description="rows of a pass that may encode prompts beside the canvases: 1 to 1024",
     )
+    prefix_cache_mib: int = Field(
+        256,
+        ge=0,
+        le=1_048_576,
+        validation_alias="DGEMMA_PREFIX_CACHE_MIB",
+        description="MiB of K/V that are kept for prompts that begin alike: 0, none, to 1048576",
+    )
     max_queued: int = Field(
         1024,
         ge=0,

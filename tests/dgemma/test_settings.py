@@ -56,6 +56,7 @@ def test_log_level_is_not_case_sensitive(environment: pytest.MonkeyPatch) -> Non
         ("DGEMMA_SLOTS", "many"),
         ("DGEMMA_SCHEDULER", "lottery"),
         ("DGEMMA_PREFILL_ROWS", "0"),
+        ("DGEMMA_PREFIX_CACHE_MIB", "-1"),
         ("DGEMMA_MAX_QUEUED", "-1"),
         ("DGEMMA_THREADS", "-1"),
         ("DGEMMA_DRAIN_TIMEOUT_S", "-1"),

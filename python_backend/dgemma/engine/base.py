@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -42,6 +42,16 @@ class Capacity:
     rows: int  # rows a pass may have
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """K/V of positions `start .. stop` of a slot, copied; `parts` are their engine's business."""
+
+    start: int
+    stop: int
+    parts: Sequence[Any]
+    nbytes: int
+
+
 class Engine(Protocol):
     """Runs passes and owns the KV of its slots. One thread uses it."""
 
@@ -54,6 +64,20 @@ class Engine(Protocol):
         K/V of encode rows are written to their slots' pools when the pass is complete, so a slot
         holds positions `0 .. end` of its last encode row. Raises EngineFailure; no state has
         changed then.
+        """
+        ...
+
+    def snapshot(self, slot: int, start: int, stop: int) -> Snapshot:
+        """A copy of encoded positions; of what sliding layers keep, the last W of them.
+
+        The slot's last encoded position is at most W behind `start`, or `stop` is its end.
+        """
+        ...
+
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        """Write a copy to its positions in any slot, as if they had been encoded there.
+
+        Of one context, the copies are restored in order and without a gap from position 0.
         """
         ...
 

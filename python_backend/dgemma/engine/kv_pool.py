@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from dgemma.engine.base import Row
+from dgemma.engine.base import Row, Snapshot
 from dgemma.geometry import Geometry
 
 FloatArray = npt.NDArray[np.float32]
+Places = npt.NDArray[np.int64]
 
 
 class KVPool:
@@ -48,3 +49,22 @@ class KVPool:
                     array[row.slot, :, row.start : row.end] = new[index, :, : row.valid]
                 else:
                     array[row.slot][:, ring] = new[index, :, skip : row.valid]
+
+    def read(self, slot: int, start: int, stop: int) -> Snapshot:
+        """Copies of positions of a slot, `[G, n, d]` each; of rings, of the last W of them."""
+        linear, ring = self._places(start, stop)
+        parts = [
+            array[slot][:, linear if full else ring]
+            for array, full in zip(self.arrays, self.full, strict=True)
+        ]
+        return Snapshot(start, stop, parts, sum(part.nbytes for part in parts))
+
+    def put(self, slot: int, snapshot: Snapshot) -> None:
+        """Write what `read` has copied to its positions in this slot."""
+        linear, ring = self._places(snapshot.start, snapshot.stop)
+        for array, full, part in zip(self.arrays, self.full, snapshot.parts, strict=True):
+            array[slot][:, linear if full else ring] = part
+
+    def _places(self, start: int, stop: int) -> tuple[Places, Places]:
+        """Where positions live in full layers and in rings."""
+        return np.arange(start, stop), np.arange(max(start, stop - self.window), stop) % self.window

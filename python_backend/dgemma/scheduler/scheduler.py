@@ -19,6 +19,7 @@ from dgemma.scheduler.line import ArrivalQueue, Queue
 from dgemma.scheduler.options import Options
 from dgemma.scheduler.pace import Pace
 from dgemma.scheduler.prefill import aboard
+from dgemma.scheduler.prefix_cache import PrefixCache
 from dgemma.scheduler.sequence import Sequence, Transcript
 from dgemma.tail.tail import Tail
 
@@ -52,6 +53,8 @@ class Scheduler:
         self.queue: Queue[Sequence] = FairQueue() if options.fair else ArrivalQueue()
         self.admission = Admission(options.max_queued, self.queue, self.pace)
         self.deadlines = Deadlines()
+        size = options.prefix_cache_bytes
+        self.cache = PrefixCache(engine, size) if size else None
         self.open: dict[str, Sequence] = {}
         self.running: list[Sequence] = []
         # Each running request may need a commit row and a denoise row in the same pass.
@@ -109,7 +112,7 @@ class Scheduler:
 
     def _admit(self) -> None:
         while self.free_slots and (sequence := self.queue.pop()):
-            sequence.admit(self.free_slots.pop(), self.tail)
+            sequence.admit(self.free_slots.pop(), self.tail, self.cache)
             self.running.append(sequence)
             if sequence.finished:  # an answer that is pinned throughout needs no pass
                 self._retire(sequence)
@@ -138,7 +141,7 @@ class Scheduler:
             chosen = hidden if len(denoising) == len(rows) else hidden[denoising]
             self.tail.step(chosen, states)
         for sequence, share in shares:
-            sequence.ran(share)
+            sequence.ran(share, self.cache)
             self.queue.spend(sequence, len(share))
         return [sequence for sequence in owners if sequence.denoised(self.tail)]
 

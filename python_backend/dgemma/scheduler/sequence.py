@@ -20,6 +20,7 @@ from dgemma.errors import DgemmaError, EngineFailure
 from dgemma.request import FREE, Request, StreamMode
 from dgemma.scheduler.events import Block, Draft, Finished, Sink, Usage
 from dgemma.scheduler.pace import Clock, Pace
+from dgemma.scheduler.prefix_cache import KeyChain, PrefixCache
 from dgemma.scheduler.tenancy import Tenant
 from dgemma.tail.tail import Canvas, Tail
 
@@ -44,6 +45,7 @@ class Bill:
     passes: int = 0
     rows: int = 0
     chunks: int = 0
+    cached_tokens: int | None = None
     cap_hits: int = 0
     committed_tokens: int = 0
     denoising_steps: list[int] = field(default_factory=list)
@@ -72,6 +74,7 @@ class Bill:
             total_ms=since(ended),
             prefill_chunks=self.chunks,
             service_units=self.rows,
+            cached_tokens=self.cached_tokens or 0,
         )
 
 
@@ -90,6 +93,7 @@ class Sequence:
         self.pending = deque(self._known())
         self.prefill = len(self.pending)  # of these, those whose encoding no denoise step pays for
         self.encoded = 0
+        self.chain = KeyChain(request, length)
         self.canvas: Canvas | None = None
         self.finished = False
 
@@ -114,9 +118,11 @@ class Sequence:
         """Passes to expect up to the next block border; the last chunk goes with the canvas."""
         return self.turn_rows - bool(self.pending)
 
-    def admit(self, slot: int, tail: Tail) -> None:
-        """Begin in a slot, or go on in one."""
+    def admit(self, slot: int, tail: Tail, cache: PrefixCache | None) -> None:
+        """Begin in a slot, or go on in one, with what of the prompt has been encoded before."""
         self.slot = slot
+        if cache is not None:
+            self._restore(slot, cache)
         if self.bill.admitted is None:
             self.bill.admitted = self.bill.clock()
         if self.canvas is None:
@@ -149,7 +155,7 @@ class Sequence:
             rows.append(row)
         return rows
 
-    def ran(self, rows: Tokens[Row]) -> None:
+    def ran(self, rows: Tokens[Row], cache: PrefixCache | None) -> None:
         """Account for a completed pass with these rows of this request."""
         self.bill.passes += 1
         self.bill.rows += len(rows)
@@ -159,6 +165,8 @@ class Sequence:
             if self.prefill:
                 self.prefill -= 1
                 self.bill.chunks += 1
+            if cache is not None:
+                cache.keep(self.chain, rows[0].slot, self.encoded)
 
     def denoised(self, tail: Tail) -> bool:
         """React to a denoise step of the canvas: report, and commit where it is done.
@@ -212,8 +220,18 @@ class Sequence:
             self.finish(delta.finish_reason)
             return
         self.committed.append(ids)
+        self.chain.extend(ids)
         self.pending.append(ids)
         self.prefill += steps == 0
+
+    def _restore(self, slot: int, cache: PrefixCache) -> None:
+        blocks = cache.restore(self.chain, slot, len(self.request.prompt) // self.length)
+        for _ in range(blocks):
+            self.pending.popleft()
+        self.prefill -= blocks
+        self.encoded = blocks * self.length
+        if self.bill.cached_tokens is None:
+            self.bill.cached_tokens = self.encoded
 
     def _known(self) -> Iterator[list[int]]:
         """The tokens before the canvas in the chunks in which they are encoded."""

@@ -48,6 +48,8 @@ def request(
     tenant: Tenant = EVERYONE,
     priority: int | None = None,
     deadline_s: float | None = None,
+    cache_salt: bytes = b"",
+    shared_tokens: int = 0,
     **sampling: Any,
 ) -> Request:
     """A request by its name; the rest of `sampling` is as in SAMPLING."""
@@ -61,6 +63,8 @@ def request(
         stream,
         held,
         tenant,
+        cache_salt,
+        shared_tokens,
         priority=priority,
         deadline_s=deadline_s,
     )
