@@ -101,7 +101,8 @@ class Scheduler:
         except Exception as error:
             # Nothing of the pass was kept, but who is at fault is unknown: its requests end.
             for sequence, _ in shares:
-                sequence.finish("error", error)
+                if not sequence.finished:
+                    sequence.finish("error", error)
                 self._retire(sequence)
             raise
         self.pace.passed(self.pace.clock() - began)

@@ -42,7 +42,6 @@ def test_a_long_request_makes_room_for_a_short_one_of_another_tenant() -> None:
 
 def test_first_come_first_served_makes_no_room() -> None:
     at = crowded(Options(fair=False))
-    assert at.usage("short").queue_ms > at.usage("long").total_ms - at.usage("short").total_ms
     assert at.usage("long").prefill_chunks == 2
     assert modes(at.engine.passes)[-2:] == ["ed", "d"]
 
