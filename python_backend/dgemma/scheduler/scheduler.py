@@ -34,6 +34,7 @@ class SchedulerStats:
     running: int
     waiting: int
     passes: int
+    preemptions: int  # slots given up at a block border, for another request's sake
 
 
 class Scheduler:
@@ -60,7 +61,8 @@ class Scheduler:
         # Each running request may need a commit row and a denoise row in the same pass.
         slots = min(engine.capacity.slots, max(1, engine.capacity.rows // 2))
         self.free_slots = list(reversed(range(slots)))
-        self.slots, self.passes = slots, 0
+        self.slots = slots
+        self.passes = self.preemptions = 0
         self.prefill_rows = options.prefill_rows
 
     @property
@@ -69,7 +71,9 @@ class Scheduler:
 
     @property
     def stats(self) -> SchedulerStats:
-        return SchedulerStats(self.slots, len(self.running), len(self.queue), self.passes)
+        return SchedulerStats(
+            self.slots, len(self.running), len(self.queue), self.passes, self.preemptions
+        )
 
     def submit(self, request: Request, sink: Sink) -> None:
         """Let a request wait for a slot. Raises what `Admission.admit` does; nobody hears of it."""
@@ -153,6 +157,7 @@ class Scheduler:
             if self.queue.border(sequence):
                 self._free_slot(sequence)
                 sequence.leave()
+                self.preemptions += 1
                 self._admit()
 
     def _drop(self, sequence: Sequence, why: str) -> None:

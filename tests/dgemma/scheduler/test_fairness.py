@@ -5,7 +5,9 @@ Bounds are worked out from weights, slots and the largest request before anythin
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from statistics import median
 
 import pytest
 
@@ -106,3 +108,32 @@ def test_nobody_waits_longer_than_was_worked_out_before() -> None:
     bound = longest_wait_s([1.0, 2.0, 4.0], own=1.0, slots=SLOTS)
     assert worst_wait_s(FAIR) <= bound
     assert worst_wait_s(PLAIN) > bound
+
+
+# The cost of deciding
+
+
+def step_s(stage: Stage) -> float:
+    began = time.perf_counter()
+    for _ in range(5):
+        stage.scheduler.step()
+    return time.perf_counter() - began
+
+
+def a_thousand_to_one() -> float:
+    """The time of a step with a thousand tenants over that with one, measured in turns."""
+
+    def backlogged(tenants: int) -> Stage:
+        stage = Stage(2 * SLOTS, FAIR)
+        names = [Tenant(str(number), 1.0 + number % 3) for number in range(tenants)]
+        for number in range(1500):
+            stage.submit(mixed(str(number), names[number % tenants], number))
+        return stage
+
+    one, thousand = backlogged(1), backlogged(1000)
+    return median(step_s(thousand) / step_s(one) for _ in range(120))
+
+
+def test_a_thousand_tenants_cost_what_one_does() -> None:
+    """One of a few, for the sake of machines that are busy with something else."""
+    assert any(a_thousand_to_one() <= 1.1 for _ in range(4))
