@@ -118,15 +118,17 @@ class FairQueue(Generic[J]):
     def _is_owed(self, account: _Account[J], job: J) -> bool:
         """Whether somebody who waits has a better right to the slot of this job.
 
-        Of two tenants, one that would still be behind after a turn: less is not worth encoding a
-        context again for.
+        That is another tenant that would still be behind after a turn, even had it been charged
+        for encoding the context of this job again as well: with less, rows would be spent on
+        contexts that change places.
         """
         first = self._first()
         if first is None:
             return False
         if first is account:
             return first.line.first.priority > job.priority
-        return first.tag + first.line.first.turn_rows / first.tenant.weight <= account.tag
+        behind = first.tag + first.line.first.turn_rows / first.tenant.weight
+        return behind + job.context_rows / account.tenant.weight <= account.tag
 
     def _first(self) -> _Account[J] | None:
         while self._heap:

@@ -23,6 +23,11 @@ class Job(Protocol):
         """Rows that it is expected to need up to its next block border."""
         ...
 
+    @property
+    def context_rows(self) -> int:
+        """Rows that encode all it stands on again, which giving its slot up will cost."""
+        ...
+
 
 J = TypeVar("J", bound=Job)
 

@@ -114,6 +114,10 @@ class Sequence:
         return len(self.pending) + self.pace.steps(self.request.sampling.max_denoising_steps)
 
     @property
+    def context_rows(self) -> int:
+        return -(-len(self.request.prompt) // self.length) + len(self.committed)
+
+    @property
     def turn_passes(self) -> float:
         """Passes to expect up to the next block border; the last chunk goes with the canvas."""
         return self.turn_rows - bool(self.pending)

@@ -21,6 +21,7 @@ class Turn:
     priority: int = 0
     turn_rows: float = 10.0
     rows: int = 10
+    context_rows: int = 1
 
 
 def serve(queue: Queue[Turn], turns: int) -> Counter[str]:
@@ -187,6 +188,22 @@ def test_a_job_yields_to_another_tenant_that_is_owed_a_turn_and_goes_on_next() -
     assert borders <= 2
     assert (queue.running(A), queue.waiting(A)) == (0, 2)
     assert order(queue) == ["o", "a", "later"]
+
+
+def test_a_job_whose_context_costs_more_keeps_its_slot_for_longer() -> None:
+    held = []
+    for context_rows in (1, 50, 100):
+        queue, job = FairQueue[Turn](), Turn(A, context_rows=context_rows)
+        queue.push(job)
+        queue.pop()
+        queue.push(Turn(Tenant("other")))
+        turns = 1
+        queue.spend(job, 10)
+        while not queue.border(job):
+            queue.spend(job, 10)
+            turns += 1
+        held.append(turns)
+    assert held == [2, 6, 11]
 
 
 def test_a_heavier_tenant_keeps_its_slot_for_more_turns() -> None:

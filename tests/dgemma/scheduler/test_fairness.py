@@ -78,6 +78,7 @@ def test_a_tenant_that_floods_does_not_slow_the_others_down() -> None:
 
 STEPS, CHUNKS, CANVASES = 12, 5, 4  # the largest request of `mixed`
 ROWS = CHUNKS + CANVASES + STEPS  # of a turn, at most: all that is known is encoded, then a canvas
+CONTEXT = CHUNKS + CANVASES
 
 
 def longest_wait_s(weights: Sequence[float], own: float, slots: int) -> float:
@@ -85,12 +86,13 @@ def longest_wait_s(weights: Sequence[float], own: float, slots: int) -> float:
 
     When its last request had its last turn, nobody who waited was owed one: its tag was at most a
     turn above the lowest, and then its own turn was charged. It gets a slot at the next block
-    border when all that run have tags above its own by a turn of its own. By then each of the
-    others has been charged for as much, and one turn more; what their slots had begun was charged
-    before. In a pass every slot that is taken has a row, and a border comes with every turn's end.
+    border when all that run have tags above its own by a turn of its own and by what it costs them
+    to make room. By then each of the others has been charged for as much, and one turn more; what
+    their slots had begun was charged before. In a pass every slot that is taken has a row, and a
+    border comes with every turn's end.
     """
     above = ROWS / min(weights) + 2 * ROWS / own
-    rows = sum(weight * above + ROWS for weight in weights) + slots * ROWS
+    rows = sum(weight * above + CONTEXT + ROWS for weight in weights) + slots * ROWS
     passes = rows / slots + ROWS
     return passes * (PASS_S + 2 * slots * ROW_S)
 

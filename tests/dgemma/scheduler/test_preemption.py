@@ -104,15 +104,15 @@ def test_pre_empted_requests_get_the_same_bits_on_the_demo_engine(
             request(
                 str(number),
                 prompt=[rng.randrange(32, 120) for _ in range(rng.randint(1, 2 * length))],
-                tenant=Tenant(f"t{number % 3}", weight=1.0 + number % 3),
+                tenant=Tenant(f"t{number % 3}"),
                 seed=number,
                 ignore_eos=True,
-                **fixed_steps(2, max_new_tokens=rng.choice([1, 4, 6]) * length),
+                **fixed_steps(4, max_new_tokens=(6, 1)[number % 2] * length),
             ),
         )
-        for number in range(8)
+        for number in range(6)
     ]
-    parts = demo_parts(slots=2)
+    parts = demo_parts(slots=1)
     crowd, again = play(parts, requests)
     assert again >= 4, "nobody has made room"
     for arrival in requests:
