@@ -70,7 +70,7 @@ class Engine(Protocol):
     def snapshot(self, slot: int, start: int, stop: int) -> Snapshot:
         """A copy of encoded positions; of what sliding layers keep, the last W of them.
 
-        The slot's last encoded position is at most W behind `start`, or `stop` is its end.
+        The slot holds at most W tokens from `start` on, or `stop` is its end.
         """
         ...
 

@@ -64,6 +64,9 @@ class Scheduler:
         self.slots = slots
         self.passes = self.preemptions = 0
         self.prefill_rows = options.prefill_rows
+        # A row sees one partner; and a ring must hold both until the first is kept.
+        geometry = engine.geometry
+        self.chunks_together = 2 if geometry.sliding_window >= 2 * geometry.canvas_length else 1
 
     @property
     def busy(self) -> bool:
@@ -128,8 +131,10 @@ class Scheduler:
         """The requests of the next pass, each with its rows."""
         shares: Shares = []
         first = 0
-        for sequence in aboard(self.running, self.queue, self.prefill_rows):
-            shares.append((sequence, sequence.rows(first)))
+        for sequence, chunks in aboard(
+            self.running, self.queue, self.prefill_rows, self.chunks_together
+        ):
+            shares.append((sequence, sequence.rows(first, chunks)))
             first += len(shares[-1][1])
         return shares
 

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from collections.abc import Sequence as Tokens
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 import torch
@@ -141,18 +142,19 @@ class Sequence:
         self.pending = deque(self._known())
         self.prefill = len(self.pending)
 
-    def rows(self, first: int) -> list[Row]:
+    def rows(self, first: int, chunks: int = 1) -> list[Row]:
         """This pass's rows; `first` is the index the first of them gets in the pass.
 
-        While several chunks wait to be encoded there is one encode row; the last of them and the
-        canvas's denoise row go together as partners.
+        While several chunks wait to be encoded there are one or two encode rows; the last chunk and
+        the canvas's denoise row go together. Each is the partner of the one before it.
         """
         assert self.slot is not None and self.canvas is not None, "only admitted requests run"
-        rows, start, partner = [], self.encoded, NO_PARTNER
-        if self.pending:
-            chunk = self.pending[0]
-            rows.append(Row(_padded(chunk, self.length), self.slot, start, len(chunk), False))
-            start, partner = start + len(chunk), first
+        rows: list[Row] = []
+        start, partner = self.encoded, NO_PARTNER
+        for chunk in islice(self.pending, chunks):
+            ids = _padded(chunk, self.length)
+            rows.append(Row(ids, self.slot, start, len(chunk), False, None, partner))
+            start, partner = start + len(chunk), first + len(rows) - 1
         if len(self.pending) <= 1:
             canvas = self.canvas
             row = Row(canvas.ids, self.slot, start, self.length, True, canvas.soft, partner)
@@ -163,14 +165,16 @@ class Sequence:
         """Account for a completed pass with these rows of this request."""
         self.bill.passes += 1
         self.bill.rows += len(rows)
-        if not rows[0].denoise:
-            self.encoded = rows[0].end
+        for row in rows:
+            if row.denoise:
+                break
+            self.encoded = row.end
             self.pending.popleft()
             if self.prefill:
                 self.prefill -= 1
                 self.bill.chunks += 1
-            if cache is not None:
-                cache.keep(self.chain, rows[0].slot, self.encoded)
+        if cache is not None:
+            cache.keep(self.chain, rows[0].slot, self.encoded)
 
     def denoised(self, tail: Tail) -> bool:
         """React to a denoise step of the canvas: report, and commit where it is done.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from dgemma.engine.base import NO_PARTNER
 from dgemma.scheduler.options import Options
 from dgemma.scheduler.tenancy import Tenant
 from dgemma_build.demo.vocabulary import to_ids
-from tests.dgemma.engine.fake_engine import hashed
+from tests.dgemma.engine.fake_engine import geometry_of, hashed
 from tests.dgemma.scheduler.requests import Desk, desk, fixed_steps, modes, request
 
 L = 8
@@ -61,6 +62,28 @@ def test_a_tenant_of_short_prompts_is_not_behind_a_long_one_of_another() -> None
     assert at.usage("short").total_ms < at.usage("long").total_ms
     first = [mode == "e" for mode in modes(at.engine.passes)].count(True)
     assert first == len(at.engine.passes) - 2
+
+
+def test_a_prompt_alone_is_encoded_two_chunks_at_a_time() -> None:
+    at = desk(slots=2, geometry=geometry_of(sliding_window=2 * L))
+    prompt = to_ids("abcdefghijklmnopqrstuvwxyz0123456789ABCDEFGH"[: 5 * L + 3])
+    at.submit(request("a", prompt=prompt, **fixed_steps(2)))
+    at.run()
+    assert modes(at.engine.passes) == ["ee", "ee", "e", "ed", "d"]
+    assert [row.partner for row in at.engine.passes[1]] == [NO_PARTNER, 0]
+    assert at.ids("a") == hashed(tuple(prompt), L)
+
+
+def test_a_second_chunk_waits_where_the_rows_are_another_prompts() -> None:
+    at = desk(4, Options(prefill_rows=3), geometry=geometry_of(sliding_window=2 * L))
+    for name in "ab":
+        at.submit(request(name, prompt=name * 6 * L, **fixed_steps(2)))
+    at.run()
+    # Three rows a pass: two of the one, one of the other.
+    assert modes(at.engine.passes)[:2] == ["eee", "eee"]
+    assert max(prefill_rows(at)) == 3
+    for name in "ab":
+        assert at.ids(name) == hashed(tuple(to_ids(name * 6 * L)), L)
 
 
 def test_one_row_for_prompts_never_stops() -> None:
