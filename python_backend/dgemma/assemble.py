@@ -13,6 +13,8 @@ import torch
 from dgemma.answer import Answer
 from dgemma.chat import ChatTokenizer
 from dgemma.engine.base import Capacity, Engine
+from dgemma.engine.host_memory import check_fits, free_bytes
+from dgemma.engine.kv_pool import KVPool
 from dgemma.engine.onnx_engine import OnnxEngine
 from dgemma.errors import ConfigurationError
 from dgemma.generation import GenerationDefaults
@@ -51,7 +53,10 @@ def assemble(
         max_model_len or geometry.max_position_embeddings, geometry.max_position_embeddings
     )
     capacity = Capacity(slots, context, 2 * slots)
-    engine = open_engine(engine_directory, geometry, checkpoint, capacity, threads)
+    options = options or Options()
+    engine = open_engine(
+        engine_directory, geometry, checkpoint, capacity, threads, options.prefix_cache_bytes
+    )
     # What torch does on the host is too small to share, and more threads of its own would fight
     # the engine's for the cores.
     torch.set_num_threads(1)
@@ -76,11 +81,17 @@ def assemble(
 
 
 def open_engine(
-    directory: Path, geometry: Geometry, checkpoint: Path, capacity: Capacity, threads: int = 0
+    directory: Path,
+    geometry: Geometry,
+    checkpoint: Path,
+    capacity: Capacity,
+    threads: int = 0,
+    prefix_cache_bytes: int = 0,
 ) -> Engine:
     """The engine that the manifest's target asks for, if it was built for `geometry`.
 
-    Raises ConfigurationError where it was not, or cannot be run here.
+    Raises ConfigurationError where it was not, cannot be run here, or has not the memory for the
+    slots and for what is kept of them.
     """
     manifest = Manifest.read(directory)
     if manifest.geometry != geometry:
@@ -89,6 +100,17 @@ def open_engine(
             "point both at the same model or build the engine again"
         )
     if manifest.runtime.flavour == "onnxruntime":
+        slots, context = capacity.slots, capacity.context
+        check_fits(
+            {
+                f"K/V of {slots} slots × {context} tokens": KVPool.bytes_for(
+                    geometry, slots, context
+                ),
+                "prefix cache": prefix_cache_bytes,
+            },
+            free_bytes(),
+            "set fewer DGEMMA_SLOTS, a shorter NIM_MAX_MODEL_LEN or less DGEMMA_PREFIX_CACHE_MIB",
+        )
         return OnnxEngine(directory, capacity, threads)
     raise ConfigurationError(
         f"{directory}: built for target {manifest.target}, which this installation cannot run; "

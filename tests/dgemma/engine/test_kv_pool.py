@@ -55,7 +55,9 @@ def check_holds(of: KVPool, slot: int, end: int, request: int = 0) -> None:
 def test_layers_have_arrays_of_their_own_sizes() -> None:
     shapes = [array.shape for array in pool(window=6).arrays]
     assert shapes == [(3, 2, 6, 4), (3, 2, 6, 4), (3, 1, 64, 6), (3, 1, 64, 6)]
-    assert pool().nbytes == sum(4 * int(np.prod(shape)) for shape in shapes)
+    geometry = geometry_of(sliding_window=6, layer_types=(SLIDING, FULL))
+    made = sum(array.nbytes for array in pool(window=6).arrays)
+    assert KVPool.bytes_for(geometry, SLOTS, CONTEXT) == made
 
 
 @pytest.mark.parametrize("window", [2, 5, L - 1, L, L + 1, 2 * L, 3 * L + 1])
