@@ -10,6 +10,7 @@ from dgemma.errors import DeadlineExceeded, InvalidRequest, ResourceExhausted
 from dgemma.request import Request
 from dgemma.scheduler.line import Queue
 from dgemma.scheduler.pace import Pace
+from dgemma.scheduler.prefix_cache import PrefixCache
 from dgemma.scheduler.sequence import Sequence
 from dgemma.scheduler.tenancy import Tenant
 from dgemma.scheduler.token_bucket import TokenBucket
@@ -21,8 +22,10 @@ _FIELD = "sampling_parameters"
 class Admission:
     """Lets requests in or raises; `settle` takes note of each one's end."""
 
-    def __init__(self, max_queued: int, queue: Queue[Sequence], pace: Pace) -> None:
-        self._max_queued, self._queue, self._pace = max_queued, queue, pace
+    def __init__(
+        self, max_queued: int, queue: Queue[Sequence], pace: Pace, cache: PrefixCache | None
+    ) -> None:
+        self._max_queued, self._queue, self._pace, self._cache = max_queued, queue, pace, cache
         self._buckets: dict[str, TokenBucket] = {}
 
     def admit(self, sequence: Sequence, free_slots: int) -> None:
@@ -74,7 +77,9 @@ class Admission:
         """Whether the deadline leaves the time that a request needs at least: the rest of its
         prompt and one canvas, as canvases go at present.
         """
-        needed = sequence.turn_passes * self._pace.pass_s
+        waits = sequence.slot is None
+        known = self._cache.known(sequence.chain) if waits and self._cache else 0
+        needed = sequence.least_passes(known) * self._pace.pass_s
         return sequence.deadline is None or self._pace.clock() + needed <= sequence.deadline
 
     def _check_queue(self, tenant: Tenant, free_slots: int) -> None:

@@ -54,6 +54,10 @@ class PrefixCache:
     def __len__(self) -> int:
         return len(self._blocks)
 
+    def known(self, chain: KeyChain) -> int:
+        """Blocks of a context that are here, up to the first that is not."""
+        return sum(1 for _ in self._find(chain.keys))
+
     def restore(self, chain: KeyChain, slot: int, blocks: int) -> int:
         """Put what is known of the first `blocks` blocks into a slot; how many that were."""
         found = list(self._find(chain.keys[:blocks]))

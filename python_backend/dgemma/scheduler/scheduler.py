@@ -52,10 +52,10 @@ class Scheduler:
         self.engine, self.tail, self.answer_factory = engine, tail, answer_factory
         self.pace = pace or Pace()
         self.queue: Queue[Sequence] = FairQueue() if options.fair else ArrivalQueue()
-        self.admission = Admission(options.max_queued, self.queue, self.pace)
         self.deadlines = Deadlines()
         size = options.prefix_cache_bytes
         self.cache = PrefixCache(engine, size) if size else None
+        self.admission = Admission(options.max_queued, self.queue, self.pace, self.cache)
         self.open: dict[str, Sequence] = {}
         self.running: list[Sequence] = []
         # Each running request may need a commit row and a denoise row in the same pass.
@@ -96,7 +96,7 @@ class Scheduler:
 
     def step(self) -> bool:
         """Admit, run one pass, retire. False when there was nothing to do."""
-        for sequence in self.deadlines.passed(self.pace.clock()):
+        for sequence in self.deadlines.late(self.pace.clock()):
             self._drop(sequence, "it has passed")
         self._admit()
         if not self.running:
@@ -173,6 +173,7 @@ class Scheduler:
         """Let go of all that an ended request holds."""
         del self.open[sequence.request.id]
         self.admission.settle(sequence)
+        self.deadlines.forget(sequence)
         if sequence.slot is None:
             self.queue.remove(sequence)
         else:

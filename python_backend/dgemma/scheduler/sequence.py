@@ -118,10 +118,13 @@ class Sequence:
     def context_rows(self) -> int:
         return -(-len(self.request.prompt) // self.length) + len(self.committed)
 
-    @property
-    def turn_passes(self) -> float:
-        """Passes to expect up to the next block border; the last chunk goes with the canvas."""
-        return self.turn_rows - bool(self.pending)
+    def least_passes(self, known: int) -> float:
+        """Passes up to the next block border at best, when `known` chunks need not be encoded.
+
+        Two chunks may go together, and the last one goes with the canvas.
+        """
+        alone = max(0, len(self.pending) - known - 1)
+        return alone / 2 + self.pace.steps(self.request.sampling.max_denoising_steps)
 
     def admit(self, slot: int, tail: Tail, cache: PrefixCache | None) -> None:
         """Begin in a slot, or go on in one, with what of the prompt has been encoded before."""

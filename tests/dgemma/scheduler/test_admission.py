@@ -10,6 +10,7 @@ from dgemma.errors import DeadlineExceeded, InvalidRequest, ResourceExhausted
 from dgemma.scheduler.options import Options
 from dgemma.scheduler.tenancy import Limits, Tenant
 from dgemma_build.demo.vocabulary import EOS, to_ids
+from tests.dgemma.engine.fake_engine import geometry_of
 from tests.dgemma.scheduler.requests import Desk, desk, fixed_steps, request
 from tests.dgemma.scheduler.virtual import timed_desk
 
@@ -171,7 +172,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_before_it_waits() -> None:
     assert message.startswith("sampling_parameters.deadline_s: 0.1 s from its arrival")
     assert "cannot be met" in message
     at.submit(request("b", deadline_s=0.15, **fixed_steps(10)))
-    refusal(at, deadline_s=0.15, prompt="x" * 6 * L, **refused)  # five more passes
+    refusal(at, deadline_s=0.15, prompt="x" * 10 * L, **refused)  # five more passes
     at.run()
     assert at.reason("b") == "length"
 
@@ -198,6 +199,29 @@ def test_a_deadline_that_passes_in_a_slot_frees_it_before_the_next_pass() -> Non
     assert end.error.grpc_code == "DEADLINE_EXCEEDED"
     assert end.usage.passes == 10
     assert at.reason("b") == "length"
+
+
+def test_what_is_known_of_a_prompt_counts_for_its_deadline() -> None:
+    options = Options(prefix_cache_bytes=1 << 20)
+    at, _ = timed_desk(slots=1, options=options, geometry=geometry_of(sliding_window=2 * L))
+    prompt = "x" * 12 * L
+    at.submit(request("a", prompt=prompt, **fixed_steps(10)))
+    at.run()
+    urgent: dict[str, Any] = {"prompt": prompt, "deadline_s": 0.12, **fixed_steps(10)}
+    refusal(at, like=DeadlineExceeded, cache_salt=b"another", **urgent)
+    at.submit(request("b", **urgent))
+    at.run()
+    assert at.reason("b") == "length"
+
+
+def test_far_deadlines_keep_no_request_that_has_ended() -> None:
+    at, _ = timed_desk(slots=2)
+    for number in range(50):
+        at.submit(request(str(number), deadline_s=80_000.0, max_new_tokens=1))
+        if number % 5 == 4:
+            at.run()
+        assert len(at.scheduler.deadlines) <= 10
+    assert len(at.scheduler.deadlines) == 0
 
 
 def test_a_slot_is_not_given_to_who_cannot_end_in_time_any_more() -> None:
