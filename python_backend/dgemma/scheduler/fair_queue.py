@@ -118,15 +118,13 @@ class FairQueue(Generic[J]):
     def _is_owed(self, account: _Account[J], job: J) -> bool:
         """Whether somebody who waits has a better right to the slot of this job.
 
-        That is another tenant that would still be behind after a turn, even had it been charged
-        for encoding the context of this job again as well: with less, rows would be spent on
-        contexts that change places.
+        Among its own tenant's, that is a job of a higher priority. Another tenant would still be
+        behind after a turn, even had it been charged for encoding the context of this job again as
+        well: with less, rows would be spent on contexts that change places.
         """
         first = self._first()
-        if first is None:
-            return False
-        if first is account:
-            return first.line.first.priority > job.priority
+        if first is None or first is account or account.tag <= first.tag:
+            return len(account.line) > 0 and account.line.first.priority > job.priority
         behind = first.tag + first.line.first.turn_rows / first.tenant.weight
         return behind + job.context_rows / account.tenant.weight <= account.tag
 

@@ -234,6 +234,18 @@ def test_a_job_yields_to_a_higher_priority_of_its_own_tenant_only() -> None:
     assert queue.border(job)
 
 
+def test_a_higher_priority_goes_first_though_its_tenant_runs_all_that_it_may() -> None:
+    queue, narrow = FairQueue[Turn](), Tenant("narrow", limits=Limits(max_running=1))
+    job, urgent = Turn(narrow), Turn(narrow, priority=1)
+    queue.push(job)
+    queue.pop()
+    queue.push(urgent)
+    queue.spend(job, 10)
+    assert queue.pop() is None
+    assert queue.border(job)
+    assert queue.pop() is urgent
+
+
 def test_a_tenant_may_change_while_its_jobs_run() -> None:
     queue, job = FairQueue[Turn](), Turn(A)
     queue.push(job)
