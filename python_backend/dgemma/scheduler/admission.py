@@ -23,7 +23,7 @@ class Admission:
     """Lets requests in or raises; `settle` takes note of each one's end."""
 
     def __init__(
-        self, max_queued: int, queue: Queue[Sequence], pace: Pace, cache: PrefixCache | None
+        self, max_queued: int | None, queue: Queue[Sequence], pace: Pace, cache: PrefixCache | None
     ) -> None:
         self._max_queued, self._queue, self._pace, self._cache = max_queued, queue, pace, cache
         self._buckets: dict[str, TokenBucket] = {}
@@ -85,7 +85,7 @@ class Admission:
     def _check_queue(self, tenant: Tenant, free_slots: int) -> None:
         limits = tenant.limits
         ready = free_slots > len(self._queue)
-        if not ready and len(self._queue) >= self._max_queued:
+        if not ready and self._max_queued is not None and len(self._queue) >= self._max_queued:
             raise ResourceExhausted(
                 f"{len(self._queue)} requests wait already, of {self._max_queued} that may",
                 self._soon_s,

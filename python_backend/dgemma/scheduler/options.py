@@ -15,4 +15,4 @@ class Options:
     fair: bool = True  # between tenants; else first come, first served
     prefill_rows: int = 4  # of a pass, which encode prompts beside the canvases
     prefix_cache_bytes: int = 0  # of K/V kept for other requests; 0 keeps none
-    max_queued: int = 1024  # requests that wait, of all tenants together
+    max_queued: int | None = None  # requests that wait, of all tenants together; None: any number

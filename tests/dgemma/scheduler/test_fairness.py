@@ -17,7 +17,7 @@ from dgemma.scheduler.tenancy import Tenant
 from tests.dgemma.scheduler.dice import Client, L, Stage, asked, keep_busy
 from tests.dgemma.scheduler.virtual import PASS_S, ROW_S
 
-FAIR, PLAIN = Options(max_queued=10_000), Options(max_queued=10_000, fair=False)
+FAIR, PLAIN = Options(), Options(fair=False)
 SLOTS = 4
 
 
