@@ -1,7 +1,8 @@
 """Does a request get the same tokens alone and in a crowd? Asked of any scheduler, in random mixes.
 
 A mix is one watched request among others that arrive at random passes, with random lengths,
-settings, templates and cancellations. `keyed_by_row` is the negative control: it must differ.
+settings, templates and cancellations, of three tenants: where slots are few, requests make room for
+one another at block borders. `keyed_by_row` is the negative control: it must differ.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from torch import Tensor
 from dgemma.assemble import Parts
 from dgemma.request import RawRequest
 from dgemma.scheduler.events import Block, Event, Finished
+from dgemma.scheduler.tenancy import Tenant
 from dgemma.tail.draws import Draws, Moment
 from dgemma.tail.statistics import Race
 from dgemma.tail.tail import Tail
 
 CROWD = 8  # requests of a mix, the watched one included
+TENANTS = [Tenant(f"tenant-{number}", weight) for number, weight in enumerate((1.0, 2.0, 4.0))]
 LETTERS = "abcdefghijklmnopqrstuvwxyz 0123456789.\n"
 
 Outcome = tuple[str, tuple[int, ...], tuple[int, ...]]  # reason, token ids, steps per block
@@ -134,7 +137,8 @@ def _run(parts: Parts, crowd: Sequence[Arrival], name: str) -> list[Outcome]:
         for index, arrival in enumerate(crowd):
             if arrival.before_pass == steps:
                 request = parts.parser.parse(arrival.raw, f"{name}/{index}")
-                scheduler.submit(request, heard[index].append)
+                tenant = TENANTS[index % len(TENANTS)]
+                scheduler.submit(replace(request, tenant=tenant), heard[index].append)
             if arrival.cancelled_before == steps:
                 scheduler.cancel(f"{name}/{index}")
         scheduler.step()

@@ -15,6 +15,8 @@ from dgemma.answer import Answer
 from dgemma.chat import ChatTokenizer
 from dgemma.compatibility import why_not
 from dgemma.engine.base import Capacity, Engine
+from dgemma.engine.host_memory import check_fits, free_bytes
+from dgemma.engine.kv_pool import KVPool
 from dgemma.engine.onnx_engine import OnnxEngine
 from dgemma.errors import ConfigurationError
 from dgemma.generation import GenerationDefaults
@@ -26,6 +28,7 @@ from dgemma.profiles.profile import Profile
 from dgemma.profiles.selection import Selection
 from dgemma.profiles.serving import Wanted, open_wanted
 from dgemma.request import Request, RequestParser
+from dgemma.scheduler.options import Options
 from dgemma.scheduler.scheduler import Scheduler
 from dgemma.tail.compiled import CompiledTail
 from dgemma.tail.draws import SeededDraws
@@ -54,6 +57,7 @@ def assemble(
     max_model_len: int | None = None,
     threads: int = 0,
     store: Path | None = None,
+    options: Options | None = None,
 ) -> Parts:
     """Load everything; ConfigurationError says which file or setting is at fault.
 
@@ -67,12 +71,16 @@ def assemble(
         max_model_len or geometry.max_position_embeddings, geometry.max_position_embeddings
     )
     capacity = Capacity(slots, context, 2 * slots)
+    options = options or Options()
     in_use = InUse()
 
     def load(profile: Profile) -> Engine:
         found = None if profile.weights is None else profile.weights.directory
-        directory = profile.engine.directory
-        return open_engine(directory, geometry, checkpoint, capacity, threads, store or found)
+        return open_engine(
+            *(profile.engine.directory, geometry, checkpoint, capacity, threads),
+            store=store or found,
+            prefix_cache_bytes=options.prefix_cache_bytes,
+        )
 
     engine, selection = open_wanted(Wanted(models, profile, geometry), load, in_use)
     # What torch does on the host is too small to share, and more threads of its own would fight
@@ -92,7 +100,7 @@ def assemble(
         max_model_len=context,
         image_token_ids=_image_tokens(checkpoint),
     )
-    return Parts(parser, Scheduler(engine, tail, answer), selection, in_use)
+    return Parts(parser, Scheduler(engine, tail, answer, options), selection, in_use)
 
 
 def open_engine(
@@ -102,11 +110,13 @@ def open_engine(
     capacity: Capacity,
     threads: int = 0,
     store: Path | None = None,
+    prefix_cache_bytes: int = 0,
 ) -> Engine:
     """The engine that the manifest's runtime asks for, if it was built for `geometry`.
 
     `store` holds the weights of an engine that has none of its own. Raises ConfigurationError where
-    they do not belong together, or cannot be run here.
+    they do not belong together, cannot be run here, or have not the memory for the slots and for
+    what is kept of them.
     """
     manifest = Manifest.read(directory)
     if manifest.geometry != geometry:
@@ -115,6 +125,17 @@ def open_engine(
             "point both at the same model or build the engine again"
         )
     if manifest.runtime.flavour == "onnxruntime":
+        slots, context = capacity.slots, capacity.context
+        check_fits(
+            {
+                f"K/V of {slots} slots × {context} tokens": KVPool.bytes_for(
+                    geometry, slots, context
+                ),
+                "prefix cache": prefix_cache_bytes,
+            },
+            free_bytes(),
+            "set fewer DGEMMA_SLOTS, a shorter NIM_MAX_MODEL_LEN or less DGEMMA_PREFIX_CACHE_MIB",
+        )
         return OnnxEngine(directory, capacity, threads)
     machine = Machine.here()
     if (reason := why_not(manifest.runtime, machine)) is not None:

@@ -22,14 +22,29 @@ class InvalidRequest(DgemmaError):
         self.field = field
 
 
+class Unauthenticated(DgemmaError):
+    """Nobody known has asked."""
+
+    grpc_code = "UNAUTHENTICATED"
+
+
 class ResourceExhausted(DgemmaError):
-    """There is no room at present; `retry_after_s` says when to try again, in seconds."""
+    """There is no room at present; `retry_after_s` says when to try again, in seconds.
+
+    The text says it too, because an error on Triton's streams is nothing but text.
+    """
 
     grpc_code = "RESOURCE_EXHAUSTED"
 
     def __init__(self, message: str, retry_after_s: float) -> None:
-        super().__init__(message)
+        super().__init__(f"{message}; retry after {max(0.1, retry_after_s):.1f} s")
         self.retry_after_s = retry_after_s
+
+
+class DeadlineExceeded(DgemmaError):
+    """The answer would come too late, or has."""
+
+    grpc_code = "DEADLINE_EXCEEDED"
 
 
 class Unavailable(DgemmaError):

@@ -44,6 +44,8 @@ class RequestOptions(TypedDict, total=False):
     stop: str | Sequence[str] | None
     ignore_eos: bool | None
     return_token_ids: bool | None
+    priority: int | None
+    deadline_s: float | None
 
 
 @dataclass(frozen=True)

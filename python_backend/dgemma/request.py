@@ -17,6 +17,7 @@ from dgemma.errors import ConfigurationError, InvalidRequest
 from dgemma.generation import GenerationDefaults
 from dgemma.messages import parse_chat
 from dgemma.sampling import Sampling, SamplingParameters
+from dgemma.scheduler.tenancy import EVERYONE, Tenant
 from dgemma.template import FREE, parse_template, pin
 
 __all__ = ["FREE", "RawRequest", "Request", "RequestParser", "Sampling", "StreamMode"]
@@ -40,6 +41,13 @@ class Request:
     stream: StreamMode
     # With a canvas_template: token id or FREE of each position of every canvas of the answer.
     pinned: tuple[int, ...] | None
+    tenant: Tenant = EVERYONE  # who asks; it stays what it was when the request came
+    # What is kept of the prompt is found again under this salt alone, except for its first
+    # `shared_tokens`, which the operator has published.
+    cache_salt: bytes = b""
+    shared_tokens: int = 0
+    priority: int | None = None  # among its tenant's requests, the higher go first
+    deadline_s: float | None = None  # from its arrival; None waits as long as it takes
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,15 @@ class RequestParser:
         if template is not None:
             eos = self._defaults.eos_token_ids[0]
             pinned = pin(template, eos, self._canvas_length, max_new_tokens)
-        return Request(request_id, tuple(prompt), sampling, stream, pinned)
+        return Request(
+            request_id,
+            tuple(prompt),
+            sampling,
+            stream,
+            pinned,
+            priority=parameters.priority,
+            deadline_s=parameters.deadline_s,
+        )
 
     def _prompt(self, raw: RawRequest) -> tuple[str, list[int]]:
         """The input that holds the prompt, and its token ids.

@@ -75,6 +75,15 @@ class SamplingParameters(BaseModel):
     ignore_eos: bool | None = Field(None, description="true or false")
     preset: Literal["quality", "fast"] | None = Field(None, description='"quality" or "fast"')
     return_token_ids: bool | None = Field(None, description="true or false")
+    priority: int | None = Field(
+        None,
+        ge=-1000,
+        le=1000,
+        description="an integer from -1000 to 1000 that the tenant's limits allow",
+    )
+    deadline_s: float | None = Field(
+        None, gt=0, le=86_400, description="a number of seconds above 0 and at most 86400"
+    )
 
     @field_validator("*", mode="before")
     @classmethod

@@ -19,6 +19,7 @@ from dgemma.profiles.locks import InUse
 from dgemma.profiles.selection import Selection
 from dgemma.request import RawRequest, Request
 from dgemma.scheduler.events import Event, Finished, Sink, Usage
+from dgemma.scheduler.options import Options
 from dgemma.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,12 @@ class Service:
             max_model_len=settings.max_model_len,
             threads=settings.threads or 0,
             store=settings.store,
+            options=Options(
+                fair=settings.scheduler == "fair",
+                prefix_cache_bytes=settings.prefix_cache_mib << 20,
+                prefill_rows=settings.prefill_rows,
+                max_queued=settings.max_queued,
+            ),
         )
         tokenizer = ChatTokenizer.from_checkpoint(settings.checkpoint)
         return cls(
@@ -167,6 +174,8 @@ class Service:
     def _begin(self, request: Request) -> None:
         try:
             self._scheduler.submit(request, partial(self._deliver, request.id))
+        except DgemmaError as error:
+            self._deliver(request.id, _failure(request, error))
         except Exception as error:
             logger.exception("request %s cannot begin", request.id)
             self._deliver(request.id, _failure(request, error))

@@ -91,10 +91,31 @@ class Settings(BaseSettings):
         validation_alias="DGEMMA_SLOTS",
         description="requests that run at the same time: 1 to 1024",
     )
-    scheduler: Literal["fcfs"] = Field(
-        "fcfs",
+    scheduler: Literal["fair", "fcfs"] = Field(
+        "fair",
         validation_alias="DGEMMA_SCHEDULER",
-        description="fcfs, first come, first served",
+        description="fair, between tenants by their weights, or fcfs, first come, first served",
+    )
+    prefill_rows: int = Field(
+        4,
+        ge=1,
+        le=1024,
+        validation_alias="DGEMMA_PREFILL_ROWS",
+        description="rows of a pass that may encode prompts beside the canvases: 1 to 1024",
+    )
+    prefix_cache_mib: int = Field(
+        256,
+        ge=0,
+        le=1_048_576,
+        validation_alias="DGEMMA_PREFIX_CACHE_MIB",
+        description="MiB of K/V that are kept for prompts that begin alike: 0, none, to 1048576",
+    )
+    max_queued: int = Field(
+        1024,
+        ge=0,
+        le=1_000_000,
+        validation_alias="DGEMMA_MAX_QUEUED",
+        description="requests of all tenants that wait for a slot: 0 to 1000000",
     )
     threads: int | None = Field(
         None,

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 _CODES = {
     "INVALID_ARGUMENT": "INVALID_ARG",
     "RESOURCE_EXHAUSTED": "UNAVAILABLE",
+    "DEADLINE_EXCEEDED": "UNAVAILABLE",
     "UNAVAILABLE": "UNAVAILABLE",
 }
 

@@ -55,6 +55,7 @@ class TimedEngine:
         self.geometry, self.capacity = engine.geometry, engine.capacity
         self.forward: Callable[[Sequence[Row]], Tensor] = watch.timed(engine.forward)
         self.embedding = engine.embedding
+        self.snapshot, self.restore = engine.snapshot, engine.restore
 
 
 class TimedTail(Tail):

@@ -91,6 +91,14 @@ def test_image_tokens_are_those_of_the_config(parts: Parts, token: int) -> None:
 # What is refused
 
 
+def test_more_slots_than_there_is_memory_for(engine: Path, checkpoint: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        assemble(engine, checkpoint, slots=10**9)
+    message = str(caught.value)
+    assert message.startswith("K/V of 1000000000 slots × 1024 tokens ")
+    assert "MiB are free; set fewer DGEMMA_SLOTS" in message
+
+
 def test_an_engine_of_another_geometry(engine: Path, checkpoint: Path) -> None:
     edit(checkpoint / "config.json", canvas_length=64)
     message = refusal(engine, checkpoint)

@@ -6,16 +6,20 @@ import pytest
 from dgemma import errors
 from dgemma.errors import (
     ConfigurationError,
+    DeadlineExceeded,
     DgemmaError,
     EngineFailure,
     InvalidRequest,
     ResourceExhausted,
+    Unauthenticated,
     Unavailable,
 )
 
 EXAMPLES = [
     (InvalidRequest("seed", "must be an integer"), "INVALID_ARGUMENT"),
+    (Unauthenticated("no key"), "UNAUTHENTICATED"),
     (ResourceExhausted("no room", 1.5), "RESOURCE_EXHAUSTED"),
+    (DeadlineExceeded("too late"), "DEADLINE_EXCEEDED"),
     (Unavailable("stopping"), "UNAVAILABLE"),
     (ConfigurationError("no such file"), "FAILED_PRECONDITION"),
     (EngineFailure("a pass failed"), "INTERNAL"),
@@ -42,4 +46,9 @@ def test_an_invalid_request_names_its_field_first() -> None:
 
 def test_no_room_says_when_to_try_again() -> None:
     error = ResourceExhausted("the queue is full", retry_after_s=2.0)
-    assert (str(error), error.retry_after_s) == ("the queue is full", 2.0)
+    assert str(error) == "the queue is full; retry after 2.0 s"
+    assert error.retry_after_s == 2.0
+
+
+def test_no_room_never_says_to_try_again_at_once() -> None:
+    assert str(ResourceExhausted("full", 0.0)).endswith("retry after 0.1 s")

@@ -178,6 +178,12 @@ def test_a_bad_request_is_refused_at_its_field(raw: RawRequest, field: str, mess
     assert re.search(message, str(error))
 
 
+def test_priority_and_deadline_are_the_requests_own() -> None:
+    asked = ask(priority=-3, deadline_s=2.5)
+    assert (asked.priority, asked.deadline_s) == (-3, 2.5)
+    assert (ask().priority, ask().deadline_s) == (None, None)
+
+
 @pytest.mark.parametrize("mode", list(StreamMode))
 def test_stream_modes(mode: StreamMode) -> None:
     assert parse(RawRequest(input_ids=[70], stream=mode.encode())).stream is mode

@@ -99,6 +99,10 @@ def test_seeds_of_63_bits(seed: int) -> None:
         ("ignore_eos", 1, "1", "true or false"),
         ("ignore_eos", "true", '"true"', "true or false"),
         ("return_token_ids", None, "null", "true or false"),
+        ("priority", 1001, "1001", "an integer from -1000 to 1000"),
+        ("priority", 0.5, "0.5", "an integer from -1000 to 1000"),
+        ("deadline_s", 0, "0", "a number of seconds above 0 and at most 86400"),
+        ("deadline_s", 86_401, "86401", "a number of seconds above 0 and at most 86400"),
         ("preset", "turbo", '"turbo"', '"quality" or "fast"'),
     ],
 )

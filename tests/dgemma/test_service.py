@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dgemma.errors import ConfigurationError, EngineFailure, Unavailable
+from dgemma.errors import ConfigurationError, EngineFailure, ResourceExhausted, Unavailable
 from dgemma.request import RawRequest, Request
 from dgemma.scheduler.events import Event, Finished
 from dgemma.service import Service
@@ -188,6 +188,14 @@ def test_a_request_that_cannot_begin_ends_with_an_error(error: Exception) -> Non
         assert (end.usage.passes, end.usage.completion_tokens) == (0, 0)
         scheduler.submit_error = None
         assert submitted(service).end().finish_reason == "stop"
+
+
+def test_a_request_for_which_there_is_no_room_ends_with_just_that() -> None:
+    scheduler = FakeScheduler()
+    scheduler.submit_error = ResourceExhausted("the queue is full", 1.5)
+    with running(scheduler) as service:
+        end = submitted(service).end()
+    assert end.error is scheduler.submit_error
 
 
 @pytest.mark.parametrize("error", [RuntimeError("out of memory"), SystemExit(3)])

@@ -23,7 +23,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.Monke
 def test_defaults() -> None:
     settings = Settings.load()
     assert (settings.grpc_port, settings.metrics_port) == (8001, 8002)
-    assert (settings.slots, settings.scheduler) == (8, "fcfs")
+    assert (settings.slots, settings.scheduler) == (8, "fair")
     assert settings.threads is None and settings.max_model_len is None
 
 
@@ -55,6 +55,9 @@ def test_log_level_is_not_case_sensitive(environment: pytest.MonkeyPatch) -> Non
         ("DGEMMA_SLOTS", "0"),
         ("DGEMMA_SLOTS", "many"),
         ("DGEMMA_SCHEDULER", "lottery"),
+        ("DGEMMA_PREFILL_ROWS", "0"),
+        ("DGEMMA_PREFIX_CACHE_MIB", "-1"),
+        ("DGEMMA_MAX_QUEUED", "-1"),
         ("DGEMMA_THREADS", "-1"),
         ("DGEMMA_DRAIN_TIMEOUT_S", "-1"),
         ("DGEMMA_START_TIMEOUT_S", "9"),

@@ -104,8 +104,8 @@ def test_the_hosts_arrays_are_counted(demo_checkpoint: Path) -> None:
     geometry = Geometry.from_checkpoint(demo_checkpoint)
     envelope = Envelope(slots=3, rows=6, context=512)
     found = buffers(Model.of(geometry, "fp32"), envelope, on_gpu=False)
-    pool = KVPool(geometry, envelope.slots, envelope.context)
-    assert size(found, "KV pools") == pool.nbytes
+    pool = KVPool.bytes_for(geometry, envelope.slots, envelope.context)
+    assert size(found, "KV pools") == pool
     shape = PassShape(envelope.rows, 3, envelope.context, geometry.sliding_window, True)
     arrays = allocate(shape, geometry)
     given = sum(array.nbytes for array in arrays.values())

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from torch import Tensor
 
-from dgemma.engine.base import Engine, Row
+from dgemma.engine.base import PassRunner, Row
 from dgemma.manifest import Manifest
 from dgemma_build.verify.passes import Pass
 from dgemma_build.verify.report import Parity
@@ -26,8 +26,8 @@ NOT_A_NUMBER = 1e9  # as an error, for JSON has no other way to say it
 
 
 def compare(
-    engine: Engine,
-    reference: Engine,
+    engine: PassRunner,
+    reference: PassRunner,
     passes: Iterable[Pass],
     manifest: Manifest,
     progress: Callable[[str], None] = lambda kind: None,

@@ -1,7 +1,7 @@
 """The torch modules with the weights that an engine has, one layer in memory at a time.
 
 Knows where an engine's weights are and how to hold a network of which only one layer fits; knows
-nothing of what is compared. An Engine like any other, in fp32.
+nothing of what is compared. It runs passes as engines do, in fp32.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def weights_of(directory: Path, manifest: Manifest, store: Path | None) -> Param
 
 
 class StreamedReference:
-    """An Engine whose layers are read when a pass reaches them, and forgotten behind it."""
+    """Runs passes; layers are read when a pass reaches them, and forgotten behind it."""
 
     def __init__(
         self,

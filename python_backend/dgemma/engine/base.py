@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -42,8 +42,18 @@ class Capacity:
     rows: int  # rows a pass may have
 
 
-class Engine(Protocol):
-    """Runs passes and owns the KV of its slots. One thread uses it."""
+@dataclass(frozen=True)
+class Snapshot:
+    """K/V of positions `start .. stop` of a slot, copied; `parts` are their engine's business."""
+
+    start: int
+    stop: int
+    parts: Sequence[Any]
+    nbytes: int
+
+
+class PassRunner(Protocol):
+    """Runs passes and holds the KV of their slots. One thread uses it."""
 
     geometry: Geometry
     capacity: Capacity
@@ -59,4 +69,22 @@ class Engine(Protocol):
 
     def embedding(self) -> Tensor:
         """The embedding, which is also the LM head, `[V, D]`, on the engine's device."""
+        ...
+
+
+class Engine(PassRunner, Protocol):
+    """What a scheduler needs: its KV can be copied from slot to slot besides."""
+
+    def snapshot(self, slot: int, start: int, stop: int) -> Snapshot:
+        """A copy of encoded positions; of what sliding layers keep, the last W of them.
+
+        The slot holds at most W tokens from `start` on, or `stop` is its end.
+        """
+        ...
+
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        """Write a copy to its positions in any slot, as if they had been encoded there.
+
+        Of one context, the copies are restored in order and without a gap from position 0.
+        """
         ...

@@ -1,4 +1,4 @@
-"""Keys and values of every slot in device memory: how an encode row's are written.
+"""Keys and values of every slot in device memory: how they are written, and copied.
 
 Knows lines of pools and of fresh K/V; knows nothing of masks. The same places as `kv_pool` writes
 in host memory, in a constant number of operations however many rows are kept.
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dgemma.engine.base import Row
+from dgemma.engine.base import Row, Snapshot
 from dgemma.geometry import Geometry, LayerGeometry
 
 
@@ -38,6 +38,34 @@ def write_rows(
             source, target = lines[key]
             flat = pool.flatten(0, 2)
             flat.index_copy_(0, target, new.flatten(0, 2).index_select(0, source))
+
+
+def read_positions(
+    geometry: Geometry, slot: int, start: int, stop: int, pools: Sequence[Tensor]
+) -> Snapshot:
+    """Copies of positions of a slot, `[G, n, d]` each; of rings, of the last W of them."""
+    parts = [
+        pool[slot].index_select(1, place)
+        for pool, place in zip(pools, _places(geometry, start, stop, pools), strict=True)
+    ]
+    return Snapshot(start, stop, parts, sum(part.nbytes for part in parts))
+
+
+def put_positions(
+    geometry: Geometry, slot: int, snapshot: Snapshot, pools: Sequence[Tensor]
+) -> None:
+    """Write what `read_positions` has copied to its positions in this slot."""
+    places = _places(geometry, snapshot.start, snapshot.stop, pools)
+    for pool, place, part in zip(pools, places, snapshot.parts, strict=True):
+        pool[slot].index_copy_(1, place, part)
+
+
+def _places(geometry: Geometry, start: int, stop: int, pools: Sequence[Tensor]) -> list[Tensor]:
+    """Where positions live, for each pool."""
+    linear = torch.arange(start, stop, device=pools[0].device)
+    window = geometry.sliding_window
+    ring = linear[-window:] % window
+    return [linear if layer.is_full else ring for layer in geometry.layers for _ in "kv"]
 
 
 def _lines(

@@ -6,15 +6,17 @@ a committed row; knows nothing of masks: what stands in a pool is masked by posi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from dgemma.engine.base import Row
+from dgemma.engine.base import Row, Snapshot
 from dgemma.geometry import Geometry
 
 FloatArray = npt.NDArray[np.float32]
+Places = npt.NDArray[np.int64]
 
 
 class KVPool:
@@ -22,17 +24,25 @@ class KVPool:
 
     def __init__(self, geometry: Geometry, slots: int, context: int) -> None:
         self.window = geometry.sliding_window
-        self.arrays: list[FloatArray] = []
-        self.full: list[bool] = []
-        for layer in geometry.layers:
-            size = context if layer.is_full else self.window
-            shape = (slots, layer.num_key_value_heads, size, layer.head_dim)
-            self.arrays += [np.zeros(shape, np.float32) for _ in "kv"]
-            self.full += [layer.is_full] * 2
+        shapes = self.shapes(geometry, slots, context)
+        self.arrays: list[FloatArray] = [np.zeros(shape, np.float32) for shape in shapes]
+        self.full = [layer.is_full for layer in geometry.layers for _ in "kv"]
 
-    @property
-    def nbytes(self) -> int:
-        return sum(array.nbytes for array in self.arrays)
+    @staticmethod
+    def shapes(geometry: Geometry, slots: int, context: int) -> list[tuple[int, ...]]:
+        """Of the arrays: K then V of each layer."""
+        sizes = [context if layer.is_full else geometry.sliding_window for layer in geometry.layers]
+        return [
+            (slots, layer.num_key_value_heads, size, layer.head_dim)
+            for layer, size in zip(geometry.layers, sizes, strict=True)
+            for _ in "kv"
+        ]
+
+    @classmethod
+    def bytes_for(cls, geometry: Geometry, slots: int, context: int) -> int:
+        """What a pool takes, without making one."""
+        shapes = cls.shapes(geometry, slots, context)
+        return sum(math.prod(shape) for shape in shapes) * np.dtype(np.float32).itemsize
 
     def write(self, rows: Sequence[Row], fresh: Sequence[FloatArray]) -> None:
         """Keep the K/V of the encode rows; `fresh` is K, V per layer, `[R, G, L, d]`."""
@@ -48,3 +58,22 @@ class KVPool:
                     array[row.slot, :, row.start : row.end] = new[index, :, : row.valid]
                 else:
                     array[row.slot][:, ring] = new[index, :, skip : row.valid]
+
+    def read(self, slot: int, start: int, stop: int) -> Snapshot:
+        """Copies of positions of a slot, `[G, n, d]` each; of rings, of the last W of them."""
+        linear, ring = self._places(start, stop)
+        parts = [
+            array[slot][:, linear if full else ring]
+            for array, full in zip(self.arrays, self.full, strict=True)
+        ]
+        return Snapshot(start, stop, parts, sum(part.nbytes for part in parts))
+
+    def put(self, slot: int, snapshot: Snapshot) -> None:
+        """Write what `read` has copied to its positions in this slot."""
+        linear, ring = self._places(snapshot.start, snapshot.stop)
+        for array, full, part in zip(self.arrays, self.full, snapshot.parts, strict=True):
+            array[slot][:, linear if full else ring] = part
+
+    def _places(self, start: int, stop: int) -> tuple[Places, Places]:
+        """Where positions live in full layers and in rings."""
+        return np.arange(start, stop), np.arange(max(start, stop - self.window), stop) % self.window

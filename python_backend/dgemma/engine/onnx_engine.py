@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from dgemma.engine.base import Capacity, Row
+from dgemma.engine.base import Capacity, Row, Snapshot
 from dgemma.engine.batch import PassShape, check
 from dgemma.engine.bound_pass import BoundPass
 from dgemma.engine.graph import ROW_INPUTS, pool_names
@@ -56,6 +56,12 @@ class OnnxEngine:
             for name, array in zip(pool_names(self.geometry), self.pool.arrays, strict=True)
         }
         self._bound = lru_cache(SHAPES)(self._bind)
+
+    def snapshot(self, slot: int, start: int, stop: int) -> Snapshot:
+        return self.pool.read(slot, start, stop)
+
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        self.pool.put(slot, snapshot)
 
     def embedding(self) -> Tensor:
         return self._embedding

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from dgemma.compatibility import check_engine
-from dgemma.engine.base import Capacity, Row
+from dgemma.engine.base import Capacity, Row, Snapshot
 from dgemma.engine.batch import check
 from dgemma.engine.binding_plan import DESCRIPTION, EMBEDDING, BindingPlan
 from dgemma.engine.buckets import Bucket, Buckets, padded, pairs_of
 from dgemma.engine.device import CudaDevice, Device
 from dgemma.engine.device_memory import check_memory, view
 from dgemma.engine.device_pass import DevicePass
-from dgemma.engine.device_pools import write_rows
+from dgemma.engine.device_pools import put_positions, read_positions, write_rows
 from dgemma.engine.device_weights import Progress, load_weights
 from dgemma.engine.graph import fresh_names, pool_names
 from dgemma.engine.runtime_cache import RuntimeCache, default_directory
@@ -114,6 +114,16 @@ class TensorRTEngine:
             raise
         except Exception as error:
             raise EngineFailure(f"the GPU could not run the pass: {error}") from error
+
+    @torch.inference_mode()
+    def snapshot(self, slot: int, start: int, stop: int) -> Snapshot:
+        with self._device.turn():
+            return read_positions(self.geometry, slot, start, stop, self.pools)
+
+    @torch.inference_mode()
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        with self._device.turn():
+            put_positions(self.geometry, slot, snapshot, self.pools)
 
     def _run(self, bucket: Bucket) -> None:
         """Run until no expert overflows; a pass that overflowed is void and leaves no trace."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dgemma.engine.base import Capacity, Row
+from dgemma.engine.base import Capacity, Row, Snapshot
 from dgemma.engine.batch import check, to_arrays
 from dgemma.engine.kv_pool import KVPool
 from dgemma.geometry import Geometry
@@ -35,6 +35,12 @@ class TorchReference:
             network = Network(geometry)
         fill(network, load_tensors(checkpoint, geometry), torch.float32)
         return cls(network, capacity)
+
+    def snapshot(self, slot: int, start: int, stop: int) -> Snapshot:
+        return self.pool.read(slot, start, stop)
+
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        self.pool.put(slot, snapshot)
 
     def embedding(self) -> Tensor:
         return self.network.embed_tokens.weight

@@ -47,6 +47,9 @@ class Usage:
     queue_ms: float
     first_block_ms: float
     total_ms: float
+    prefill_chunks: int = 0  # encode rows of the prompt, and of all that a pre-emption cost
+    service_units: int = 0  # rows of all its passes: what the device has spent on it
+    cached_tokens: int = 0  # of the prompt, which an earlier request has encoded
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))

@@ -5,19 +5,24 @@ Knows the phases of a request and turns them into rows; knows nothing of other r
 
 from __future__ import annotations
 
-import time
+from collections import deque
+from collections.abc import Iterator
 from collections.abc import Sequence as Tokens
-from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from dgemma.answer import Delta
-from dgemma.engine.base import Row
+from dgemma.engine.base import NO_PARTNER, Row
 from dgemma.errors import DgemmaError, EngineFailure
 from dgemma.request import FREE, Request, StreamMode
-from dgemma.scheduler.events import Block, Draft, Finished, Sink, Usage
+from dgemma.scheduler.bill import Bill
+from dgemma.scheduler.events import Block, Draft, Finished, Sink
+from dgemma.scheduler.pace import Pace
+from dgemma.scheduler.prefix_cache import KeyChain, PrefixCache
+from dgemma.scheduler.tenancy import Tenant
 from dgemma.tail.tail import Canvas, Tail
 
 
@@ -30,98 +35,123 @@ class Transcript(Protocol):
     def completion_tokens(self) -> int: ...
 
 
-@dataclass
-class Bill:
-    """Counts and clocks of one request."""
-
-    submitted: float = field(default_factory=time.monotonic)
-    admitted: float | None = None
-    first_block: float | None = None
-    passes: int = 0
-    cap_hits: int = 0
-    committed_tokens: int = 0
-    denoising_steps: list[int] = field(default_factory=list)
-    mean_entropy: list[float] = field(default_factory=list)
-
-    def usage(self, request: Request, completion_tokens: int) -> Usage:
-        ended = time.monotonic()
-
-        def since(moment: float | None) -> float:
-            return round(((ended if moment is None else moment) - self.submitted) * 1e3, 3)
-
-        return Usage(
-            prompt_tokens=len(request.prompt),
-            completion_tokens=completion_tokens,
-            committed_tokens=self.committed_tokens,
-            denoising_steps=tuple(self.denoising_steps),
-            cap_hits=self.cap_hits,
-            mean_entropy=tuple(round(value, 6) for value in self.mean_entropy),
-            passes=self.passes,
-            seed=request.sampling.seed,
-            queue_ms=since(self.admitted),
-            first_block_ms=since(self.first_block),
-            total_ms=since(ended),
-        )
-
-
 class Sequence:
-    """A request with its place in the KV pool once it has one."""
+    """A request; while it runs it has a slot, a place in the KV pool."""
 
-    def __init__(self, request: Request, answer: Transcript, sink: Sink, length: int) -> None:
+    def __init__(
+        self, request: Request, answer: Transcript, sink: Sink, length: int, pace: Pace
+    ) -> None:
         self.request, self.answer, self.sink, self.length = request, answer, sink, length
-        self.slot = -1
-        self.pending: list[int] = list(request.prompt)  # known tokens that are not encoded yet
+        self.pace, self.bill = pace, Bill(pace.clock)
+        wait = request.deadline_s
+        self.deadline = None if wait is None else self.bill.submitted + wait
+        self.slot: int | None = None
+        self.committed: list[list[int]] = []  # blocks
+        self.pending = deque(self._known())
+        self.prefill = len(self.pending)  # of these, those whose encoding no denoise step pays for
         self.encoded = 0
+        self.chain = KeyChain(request, length)
         self.canvas: Canvas | None = None
-        self.blocks = 0
         self.finished = False
-        self.bill = Bill()
 
-    def admit(self, slot: int, tail: Tail) -> None:
+    @property
+    def tenant(self) -> Tenant:
+        return self.request.tenant
+
+    @property
+    def priority(self) -> int:
+        """What was asked for, otherwise what its tenant may have that is nearest to 0."""
+        limits = self.tenant.limits
+        nearest = min(max(0, limits.min_priority), limits.max_priority)
+        return nearest if self.request.priority is None else self.request.priority
+
+    @property
+    def turn_rows(self) -> float:
+        """Rows to expect up to the next block border."""
+        return len(self.pending) + self.pace.steps(self.request.sampling.max_denoising_steps)
+
+    @property
+    def context_rows(self) -> int:
+        return -(-len(self.request.prompt) // self.length) + len(self.committed)
+
+    def least_passes(self, known: int) -> float:
+        """Passes up to the next block border at best, when `known` chunks need not be encoded.
+
+        Two chunks may go together, and the last one goes with the canvas.
+        """
+        alone = max(0, len(self.pending) - known - 1)
+        return alone / 2 + self.pace.steps(self.request.sampling.max_denoising_steps)
+
+    def admit(self, slot: int, tail: Tail, cache: PrefixCache | None) -> None:
+        """Begin in a slot, or go on in one, with what of the prompt has been encoded before."""
         self.slot = slot
-        self.bill.admitted = time.monotonic()
-        self._next_canvas(tail)
+        if cache is not None:
+            self._restore(slot, cache)
+        if self.bill.admitted is None:
+            self.bill.admitted = self.bill.clock()
+        if self.canvas is None:
+            self._next_canvas(tail)
 
-    def rows(self, first: int) -> list[Row]:
+    def leave(self) -> None:
+        """Give the slot up at a block border; all that is known is encoded again later.
+
+        In the same chunks as before, so that not a bit of it will differ.
+        """
+        self.slot, self.encoded = None, 0
+        self.pending = deque(self._known())
+        self.prefill = len(self.pending)
+
+    def rows(self, first: int, chunks: int = 1) -> list[Row]:
         """This pass's rows; `first` is the index the first of them gets in the pass.
 
-        While more than a row of tokens waits to be encoded there is one encode row; the last of
-        them and the canvas's denoise row go together as partners.
+        While several chunks wait to be encoded there are one or two encode rows; the last chunk and
+        the canvas's denoise row go together. Each is the partner of the one before it.
         """
-        rows = []
-        chunk = self.pending[: self.length]
-        if chunk:
-            rows.append(
-                Row(_padded(chunk, self.length), self.slot, self.encoded, len(chunk), False)
-            )
-        if len(self.pending) <= self.length:
-            assert self.canvas is not None, "an admitted request has a canvas"
-            start = self.encoded + len(chunk)
-            partner = first if chunk else -1
+        assert self.slot is not None and self.canvas is not None, "only admitted requests run"
+        rows: list[Row] = []
+        start, partner = self.encoded, NO_PARTNER
+        for chunk in islice(self.pending, chunks):
+            ids = _padded(chunk, self.length)
+            rows.append(Row(ids, self.slot, start, len(chunk), False, None, partner))
+            start, partner = start + len(chunk), first + len(rows) - 1
+        if len(self.pending) <= 1:
             canvas = self.canvas
-            rows.append(Row(canvas.ids, self.slot, start, self.length, True, canvas.soft, partner))
+            row = Row(canvas.ids, self.slot, start, self.length, True, canvas.soft, partner)
+            rows.append(row)
         return rows
 
-    def encoded_rows(self, rows: Tokens[Row]) -> None:
+    def ran(self, rows: Tokens[Row], cache: PrefixCache | None) -> None:
         """Account for a completed pass with these rows of this request."""
         self.bill.passes += 1
+        self.bill.rows += len(rows)
         for row in rows:
-            if not row.denoise:
-                self.encoded = row.end
-                del self.pending[: row.valid]
+            if row.denoise:
+                break
+            self.encoded = row.end
+            self.pending.popleft()
+            if self.prefill:
+                self.prefill -= 1
+                self.bill.chunks += 1
+        if cache is not None:
+            cache.keep(self.chain, rows[0].slot, self.encoded)
 
-    def denoised(self, tail: Tail) -> None:
-        """React to a denoise step of the canvas: report, and commit where it is done."""
+    def denoised(self, tail: Tail) -> bool:
+        """React to a denoise step of the canvas: report, and commit where it is done.
+
+        Whether the request stands at a block border now, with another canvas to come.
+        """
         canvas, sampling = self.canvas, self.request.sampling
         assert canvas is not None and canvas.argmax is not None
         if self.request.stream is StreamMode.DRAFT:
             ids, states = canvas.argmax.tolist(), canvas.states.tolist()
             self.sink(Draft(canvas.block, canvas.step, tuple(ids), tuple(states)))
-        if canvas.converged or canvas.step >= sampling.max_denoising_steps:
-            self.bill.cap_hits += not canvas.converged
-            self._commit(canvas.argmax.tolist(), canvas.step, canvas.mean_entropy)
-            if not self.finished:
-                self._next_canvas(tail)
+        if not canvas.converged and canvas.step < sampling.max_denoising_steps:
+            return False
+        self.bill.cap_hits += not canvas.converged
+        self.pace.denoised(canvas.step)
+        self._commit(canvas.argmax.tolist(), canvas.step, canvas.mean_entropy)
+        self._next_canvas(tail)
+        return not self.finished
 
     def finish(self, reason: str, error: Exception | None = None) -> None:
         """Send the last event. The owner frees the slot."""
@@ -136,13 +166,13 @@ class Sequence:
         while not self.finished:
             pinned = self._pinned()
             if pinned is None or bool((pinned == FREE).any()):
-                self.canvas = tail.begin(self.blocks, self.request.sampling, pinned)
+                self.canvas = tail.begin(len(self.committed), self.request.sampling, pinned)
                 return
             self._commit(pinned.tolist(), 0, 0.0)
 
     def _pinned(self) -> Tensor | None:
         template = self.request.pinned
-        part = template[self.blocks * self.length :][: self.length] if template else ()
+        part = template[len(self.committed) * self.length :][: self.length] if template else ()
         return torch.tensor(part) if part else None
 
     def _commit(self, ids: list[int], steps: int, mean_entropy: float) -> None:
@@ -151,13 +181,31 @@ class Sequence:
         self.bill.mean_entropy.append(mean_entropy)
         self.bill.committed_tokens += self.length
         if self.bill.first_block is None:
-            self.bill.first_block = time.monotonic()
-        self.sink(Block(self.blocks, delta, steps))
-        self.blocks += 1
+            self.bill.first_block = self.bill.clock()
+        self.sink(Block(len(self.committed), delta, steps))
         if delta.finish_reason is not None:
             self.finish(delta.finish_reason)
-        else:
-            self.pending += ids
+            return
+        self.committed.append(ids)
+        self.chain.extend(ids)
+        self.pending.append(ids)
+        self.prefill += steps == 0
+
+    def _restore(self, slot: int, cache: PrefixCache) -> None:
+        blocks = cache.restore(self.chain, slot, len(self.request.prompt) // self.length)
+        for _ in range(blocks):
+            self.pending.popleft()
+        self.prefill -= blocks
+        self.encoded = blocks * self.length
+        if self.bill.cached_tokens is None:
+            self.bill.cached_tokens = self.encoded
+
+    def _known(self) -> Iterator[list[int]]:
+        """The tokens before the canvas in the chunks in which they are encoded."""
+        prompt = self.request.prompt
+        for start in range(0, len(prompt), self.length):
+            yield list(prompt[start : start + self.length])
+        yield from self.committed
 
 
 def _padded(tokens: list[int], length: int) -> Tensor:

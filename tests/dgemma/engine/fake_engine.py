@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from dgemma.engine.base import NO_PARTNER, Capacity, Row
+from dgemma.engine.base import NO_PARTNER, Capacity, Row, Snapshot
 from dgemma.engine.batch import check
 from dgemma.errors import EngineFailure
 from dgemma.geometry import FULL, SLIDING, Geometry, LayerGeometry, Rope
@@ -83,6 +83,15 @@ class FakeEngine:
         self.contents: list[list[int]] = [[] for _ in range(slots)]
         self.failure: Exception | None = None  # raised once, by the next pass
         self._embedding = torch.eye(self.geometry.vocab_size, self.geometry.hidden_size)
+
+    def snapshot(self, slot: int, start: int, stop: int) -> Snapshot:
+        tokens = self.contents[slot][start:stop]
+        assert len(tokens) == stop - start
+        return Snapshot(start, stop, [tokens], 8 * len(tokens))
+
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        assert snapshot.start == 0 or snapshot.start == len(self.contents[slot])
+        self.contents[slot][snapshot.start :] = snapshot.parts[0]
 
     def embedding(self) -> Tensor:
         return self._embedding

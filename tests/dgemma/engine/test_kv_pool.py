@@ -55,7 +55,9 @@ def check_holds(of: KVPool, slot: int, end: int, request: int = 0) -> None:
 def test_layers_have_arrays_of_their_own_sizes() -> None:
     shapes = [array.shape for array in pool(window=6).arrays]
     assert shapes == [(3, 2, 6, 4), (3, 2, 6, 4), (3, 1, 64, 6), (3, 1, 64, 6)]
-    assert pool().nbytes == sum(4 * int(np.prod(shape)) for shape in shapes)
+    geometry = geometry_of(sliding_window=6, layer_types=(SLIDING, FULL))
+    made = sum(array.nbytes for array in pool(window=6).arrays)
+    assert KVPool.bytes_for(geometry, SLOTS, CONTEXT) == made
 
 
 @pytest.mark.parametrize("window", [2, 5, L - 1, L, L + 1, 2 * L, 3 * L + 1])
@@ -108,3 +110,42 @@ def test_rows_of_one_pass_go_to_their_own_slots() -> None:
     check_holds(of, 2, L)
     check_holds(of, 0, 5)
     assert all((array[1] == 0).all() for array in of.arrays)
+
+
+# Copies
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.integers(2, 3 * L), st.integers(1, 5), st.integers(0, L - 1))
+def test_copies_of_blocks_make_another_slot_hold_the_same(
+    window: int, blocks: int, behind: int
+) -> None:
+    """Taken when each block is complete, or as late as the ring allows."""
+    of = pool(window)
+    if behind > window - L:
+        behind = 0
+    copies = []
+    for block in range(blocks):
+        rows = [row(block * L)]
+        of.write(rows, fresh(of, rows))
+        if behind:
+            rows = [row((block + 1) * L, behind)]
+            of.write(rows, fresh(of, rows))
+        copies.append(of.read(1, block * L, (block + 1) * L))
+    rows = [row(0, slot=2)]
+    of.write(rows, fresh(of, rows, request=5))  # what another request has left
+    for copy in copies:
+        of.put(2, copy)
+    check_holds(of, 2, blocks * L)
+
+
+def test_a_copy_stays_what_it_was_when_its_slot_is_written_again() -> None:
+    of = pool(window=L)
+    rows = [row(0)]
+    of.write(rows, fresh(of, rows))
+    copy = of.read(1, 0, L)
+    of.write(rows, fresh(of, rows, request=3))
+    of.put(0, copy)
+    check_holds(of, 0, L)
+    check_holds(of, 1, L, request=3)
+    assert copy.nbytes == sum(part.nbytes for part in copy.parts)

@@ -56,3 +56,21 @@ def test_neighbours_change_no_bit(engine: OnnxEngine, context: int, valid: int) 
         assert torch.equal(run(engine, pair + crowd)[:2], pair_alone)
         assert torch.equal(run(engine, single + crowd)[:1], single_alone)
     assert torch.equal(run(engine, [*single, far, near, *other_pair])[:1], single_alone)
+
+
+def test_two_chunks_together_have_the_bits_that_they_have_one_after_the_other(
+    engine: OnnxEngine,
+) -> None:
+    chunks = [Row(tokens(20 + index), 2, index * L, L, False) for index in range(4)]
+    canvas = Row(tokens(30), 2, 4 * L, L, True)
+    apart = [engine.forward([row])[0].clone() for row in (*chunks, canvas)]
+    kept = [array[2].copy() for array in engine.pool.arrays]
+    together = []
+    for first in (0, 2):
+        pair = [chunks[first], chunks[first + 1]._replace(partner=1)]
+        crowd = [Row(tokens(9), 1, LONG, L, True), *pair]
+        together += list(engine.forward(crowd)[1:].clone())
+    together.append(engine.forward([canvas])[0].clone())
+    assert torch.equal(torch.stack(together), torch.stack(apart))
+    for array, before in zip(engine.pool.arrays, kept, strict=True):
+        assert (array[2][:, : 4 * L] == before[:, : 4 * L]).all()

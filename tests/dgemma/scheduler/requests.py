@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from dgemma.answer import Answer
@@ -11,7 +12,10 @@ from dgemma.engine.base import Row
 from dgemma.request import Request, StreamMode
 from dgemma.sampling import Sampling
 from dgemma.scheduler.events import Block, Draft, Event, Finished, Usage
+from dgemma.scheduler.options import Options
+from dgemma.scheduler.pace import Pace
 from dgemma.scheduler.scheduler import Scheduler
+from dgemma.scheduler.tenancy import EVERYONE, Tenant
 from dgemma.tail.draws import SeededDraws
 from dgemma.tail.statistics import Head
 from dgemma.tail.tail import Tail
@@ -41,12 +45,29 @@ def request(
     prompt: Sequence[int] | str = "?",
     stream: StreamMode = StreamMode.BLOCK,
     pinned: Sequence[int] | None = None,
+    tenant: Tenant = EVERYONE,
+    priority: int | None = None,
+    deadline_s: float | None = None,
+    cache_salt: bytes = b"",
+    shared_tokens: int = 0,
     **sampling: Any,
 ) -> Request:
     """A request by its name; the rest of `sampling` is as in SAMPLING."""
     ids = to_ids(prompt) if isinstance(prompt, str) else list(prompt)
     held = None if pinned is None else tuple(pinned)
-    return Request(name, tuple(ids), replace(SAMPLING, **sampling), stream, held)
+    settings = replace(SAMPLING, **sampling)
+    return Request(
+        name,
+        tuple(ids),
+        settings,
+        stream,
+        held,
+        tenant,
+        cache_salt,
+        shared_tokens,
+        priority=priority,
+        deadline_s=deadline_s,
+    )
 
 
 def fixed_steps(steps: int, **more: Any) -> dict[str, Any]:
@@ -63,19 +84,32 @@ class Desk:
     heard: dict[str, list[Event]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, engine: FakeEngine) -> Desk:
+    def of(
+        cls, engine: FakeEngine, options: Options | None = None, pace: Pace | None = None
+    ) -> Desk:
         geometry = engine.geometry
         tail = Tail(
             Head(engine.embedding(), geometry.final_logit_softcapping),
             SeededDraws(geometry.canvas_length, geometry.vocab_size),
         )
         stops = frozenset({EOS, TURN_END})
-        return cls(engine, Scheduler(engine, tail, lambda r: Answer(TOKENIZER, r.sampling, stops)))
+
+        def answer(request: Request) -> Answer:
+            return Answer(TOKENIZER, request.sampling, stops)
+
+        return cls(engine, Scheduler(engine, tail, answer, options, pace))
 
     def submit(self, *requests: Request) -> None:
         for each in requests:
             self.heard[each.id] = []
-            self.scheduler.submit(each, self.heard[each.id].append)
+            self.scheduler.submit(each, partial(self._hear, each.id))
+
+    def _hear(self, name: str, event: Event) -> None:
+        """Every request is held to what it may cost: its steps, and chunks that have none."""
+        self.heard[name].append(event)
+        if isinstance(event, Finished) and event.finish_reason in ("stop", "length"):
+            usage = event.usage
+            assert usage.passes <= sum(usage.denoising_steps) + usage.prefill_chunks
 
     def run(self, passes: int = 200) -> None:
         for _ in range(passes):
@@ -106,8 +140,8 @@ class Desk:
         return [token for block in self.blocks(name) for token in block.delta.token_ids]
 
 
-def desk(slots: int = 4, **options: Any) -> Desk:
-    return Desk.of(FakeEngine(slots, **options))
+def desk(slots: int = 4, options: Options | None = None, **engine: Any) -> Desk:
+    return Desk.of(FakeEngine(slots, **engine), options)
 
 
 def modes(passes: Sequence[Sequence[Row]]) -> list[str]:

@@ -9,13 +9,14 @@ import torch
 
 from dgemma.answer import Answer
 from dgemma.assemble import Parts, assemble
-from dgemma.request import RequestParser
+from dgemma.request import Request, RequestParser
+from dgemma.scheduler.options import Options
 from dgemma.scheduler.scheduler import Scheduler
 from dgemma.tail.draws import SeededDraws
 from dgemma.tail.statistics import Head
 from dgemma.tail.tail import Tail
 from dgemma_build.demo.vocabulary import EOS, VOCAB_SIZE
-from tests.dgemma.engine.fake_engine import FakeEngine
+from tests.dgemma.engine.fake_engine import FakeEngine, geometry_of
 from tests.identity import CROWD, keyed_by_row, mixes_differ
 from tests.tiny_checkpoint import DEFAULTS, byte_tokenizer
 
@@ -29,9 +30,9 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def fake_parts() -> Parts:
+def fake_parts(slots: int = CROWD, options: Options | None = None) -> Parts:
     """The real tail and scheduler over an engine whose wishes waver with every canvas it sees."""
-    engine = FakeEngine(CROWD, wavering=11.0)
+    engine = FakeEngine(slots, wavering=11.0, geometry=geometry_of(sliding_window=16))
     length, tokenizer = engine.geometry.canvas_length, byte_tokenizer()
     tail = Tail(Head(engine.embedding(), 30.0), SeededDraws(length, VOCAB_SIZE))
     parser = RequestParser(
@@ -42,18 +43,33 @@ def fake_parts() -> Parts:
         max_model_len=engine.capacity.context,
         image_token_ids=frozenset(),
     )
-    scheduler = Scheduler(
-        engine, tail, lambda request: Answer(tokenizer, request.sampling, frozenset({EOS}))
-    )
-    return Parts(parser, scheduler)
+
+    def answer(request: Request) -> Answer:
+        return Answer(tokenizer, request.sampling, frozenset({EOS}))
+
+    return Parts(parser, Scheduler(engine, tail, answer, options))
 
 
 def test_a_request_gets_the_same_tokens_alone_and_in_a_crowd() -> None:
-    assert mixes_differ(fake_parts, mixes=30, seed=1) == 0
+    assert mixes_differ(fake_parts, mixes=15, seed=1) == 0
 
 
 def test_noise_keyed_by_row_is_found_out() -> None:
     assert mixes_differ(lambda: keyed_by_row(fake_parts()), mixes=8, seed=1) >= 4
+
+
+def test_a_request_that_makes_room_gets_the_same_tokens() -> None:
+    parts = fake_parts(slots=2)
+    assert mixes_differ(lambda: parts, mixes=8, seed=3) == 0
+    assert parts.scheduler.stats.preemptions >= 5
+
+
+def test_a_request_gets_the_same_tokens_with_what_others_have_left_in_the_cache() -> None:
+    """Prompts are short here: what is found of them was encoded in the same chunks."""
+    parts = fake_parts(slots=2, options=Options(prefix_cache_bytes=10 * 64))
+    assert mixes_differ(lambda: parts, mixes=8, seed=4) == 0
+    cache = parts.scheduler.cache
+    assert cache is not None and len(cache) > 0
 
 
 @pytest.fixture(scope="module")
