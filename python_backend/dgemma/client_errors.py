@@ -111,7 +111,7 @@ def from_rpc_error(error: Any, *, url: str, timeout_s: float) -> ClientError:
 
 
 def _explain(kind: type[ClientError], details: str, *, url: str, timeout_s: float) -> str:
-    if kind is DeadlineExceeded:
+    if kind is DeadlineExceeded and "deadline_s" not in details:  # else the service has said more
         return (
             f"no complete answer within {timeout_s:g} s (the timeout); "
             "ask for fewer tokens or allow more time"

@@ -59,6 +59,11 @@ def test_a_missed_deadline_says_how_long_it_was_and_what_to_do() -> None:
     assert "fewer tokens or allow more time" in message
 
 
+def test_a_deadline_that_the_service_was_told_is_explained_by_the_service() -> None:
+    said = "sampling_parameters.deadline_s: 2 s from its arrival was the deadline; it has passed"
+    assert error_of("DEADLINE_EXCEEDED", said).message == said
+
+
 @pytest.mark.parametrize(
     ("details", "says"),
     [
