@@ -62,7 +62,15 @@ def test_the_client_and_the_command_line_import_without_the_server_s_packages() 
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["generate", "--help"], ["serve", "--help"], ["replay", "--help"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["generate", "--help"],
+        ["serve", "--help"],
+        ["replay", "--help"],
+        ["tenants", "--help"],
+        ["tenants", "check", "--help"],
+    ],
 )
 def test_the_command_line_explains_itself_without_them(arguments: list[str]) -> None:
     process = run_dgemma(*arguments)

@@ -2,7 +2,6 @@
 
 Knows options, exit codes and what goes to which stream; the work is done by `dgemma.client`,
 `dgemma.watch` and `dgemma.replay`.
-Exit codes: 0 done, 1 the server or the engine failed, 2 bad input, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -16,13 +15,14 @@ from contextlib import closing
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from dgemma import __version__
+from dgemma import __version__, cli_tenants
 from dgemma.cli_arguments import prompt_options, sampling_options, template_text
+from dgemma.cli_exit import BAD_INPUT, INTERRUPTED, SERVER_FAILED, fail
 from dgemma.cli_profiles import show_profiles
 from dgemma.client import (
     DEFAULT_TIMEOUT_S,
@@ -31,16 +31,16 @@ from dgemma.client import (
     ClientError,
     Generation,
     RequestRejected,
+    Unauthenticated,
     Update,
     gather,
 )
 from dgemma.errors import ConfigurationError, DgemmaError, InvalidRequest
 from dgemma.watch import visible, watch
 
-SERVER_FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
-
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command("profiles")(show_profiles)
+app.add_typer(cli_tenants.app, name="tenants")
 
 
 class Preset(StrEnum):
@@ -103,6 +103,18 @@ def generate(
         Preset | None, typer.Option(help="The checkpoint's own settings, or 16 fixed steps.")
     ] = None,
     url: Annotated[str, typer.Option(help="gRPC endpoint.", metavar="HOST:PORT")] = DEFAULT_URL,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            help="API key; others can see it in the command, not in the variable.",
+            envvar="DGEMMA_API_KEY",
+            metavar="KEY",
+        ),
+    ] = None,
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(help="PEM file of the server's authority; makes it TLS.", metavar="FILE"),
+    ] = None,
     timeout: Annotated[
         float, typer.Option(help="Seconds until the answer must be complete.")
     ] = DEFAULT_TIMEOUT_S,
@@ -122,15 +134,16 @@ def generate(
             "preset": preset and preset.value,
         }
         mode: Any = "draft" if watching else "none" if as_json else "block"
-        with Client(url) as client:
+        with Client(url, api_key=api_key, tls_ca=tls_ca) as client:
             updates = client.stream(**options, stream=mode, timeout_s=timeout)
             shown = _show(updates, watching=watching, as_json=as_json)
             with closing(updates), closing(shown):
                 generation = gather(shown)
     except ClientError as error:
-        _fail(error.message, BAD_INPUT if isinstance(error, RequestRejected) else SERVER_FAILED)
+        ours = isinstance(error, RequestRejected | Unauthenticated)
+        fail(error.message, BAD_INPUT if ours else SERVER_FAILED)
     except KeyboardInterrupt:
-        _fail("interrupted, the request is cancelled", INTERRUPTED)
+        fail("interrupted, the request is cancelled", INTERRUPTED)
     if as_json:
         _print_object("final", generation)
     else:
@@ -150,9 +163,9 @@ def serve(
         run(model_repository)
     except DgemmaError as error:
         code = BAD_INPUT if isinstance(error, ConfigurationError) else SERVER_FAILED
-        _fail(str(error), code)
+        fail(str(error), code)
     except KeyboardInterrupt:
-        _fail("interrupted before the service was ready", INTERRUPTED)
+        fail("interrupted before the service was ready", INTERRUPTED)
 
 
 @app.command()
@@ -177,21 +190,16 @@ def replay(
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] == "dgemma":
             raise
-        _fail(f"replay needs {error.name}: run pip install 'dgemma[server]'", SERVER_FAILED)
+        fail(f"replay needs {error.name}: run pip install 'dgemma[server]'", SERVER_FAILED)
     try:
         run(checkpoint, tape, out, engine, store)
     except DgemmaError as error:
         bad_input = isinstance(error, InvalidRequest | ConfigurationError)
-        _fail(str(error), BAD_INPUT if bad_input else SERVER_FAILED)
+        fail(str(error), BAD_INPUT if bad_input else SERVER_FAILED)
     except OSError as error:
-        _fail(str(error), BAD_INPUT)
+        fail(str(error), BAD_INPUT)
     except KeyboardInterrupt:
-        _fail("interrupted", INTERRUPTED)
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    typer.echo(f"error: {visible(message)}", err=True)
-    raise typer.Exit(code)
+        fail("interrupted", INTERRUPTED)
 
 
 def _show(

@@ -11,6 +11,7 @@ import re
 from collections.abc import Generator, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, Unpack
 
@@ -24,6 +25,7 @@ from dgemma.client_errors import (
     Overloaded,
     RequestRejected,
     ServerFailure,
+    Unauthenticated,
     Unavailable,
     from_message,
     from_rpc_error,
@@ -40,6 +42,7 @@ __all__ = [
     "RequestOptions",
     "RequestRejected",
     "ServerFailure",
+    "Unauthenticated",
     "Unavailable",
     "Update",
     "gather",
@@ -53,6 +56,7 @@ MAX_TIMEOUT_S = 86_400.0  # every request has a deadline
 
 _HOST_AND_PORT = re.compile(r"[^\s/]+:[0-9]{1,5}")
 _STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
+_API_KEY = re.compile(r"[!-~]+")
 _CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
 
@@ -69,17 +73,31 @@ class Generation:
 class Client:
     """A channel to one server, for any number of requests, one after another or in threads.
 
-    `url` is host:port of the gRPC endpoint. `credentials` make it a TLS channel. Nothing is sent
-    before the first request; an unreachable server shows there, as Unavailable.
+    `url` is host:port of the gRPC endpoint. `tls_ca`, a PEM file of authorities, makes it a TLS
+    channel; `credentials` do so too, where more is to be said. `api_key` goes with every request,
+    and in clear where there is no TLS. Nothing is sent before the first request; an unreachable
+    server shows there, as Unavailable.
     """
 
     def __init__(
-        self, url: str = DEFAULT_URL, *, credentials: grpc.ChannelCredentials | None = None
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        tls_ca: str | Path | None = None,
+        credentials: grpc.ChannelCredentials | None = None,
     ) -> None:
         if not _HOST_AND_PORT.fullmatch(url):
             raise RequestRejected(
                 f"url: must be HOST:PORT of the gRPC endpoint, such as {DEFAULT_URL}; got {url!r}"
             )
+        if tls_ca is not None:
+            if credentials is not None:
+                raise RequestRejected("tls_ca: give either tls_ca or credentials")
+            credentials = _trusting(Path(tls_ca))
+        if api_key is not None and not _API_KEY.fullmatch(api_key):
+            raise RequestRejected("api_key: must be printable ASCII without spaces")
+        self._metadata = None if api_key is None else (("authorization", f"Bearer {api_key}"),)
         self.url = url
         self._channel = (
             grpc.secure_channel(url, credentials, options=_CHANNEL_OPTIONS)
@@ -144,7 +162,7 @@ class Client:
         return gather(self.stream(prompt, stream="none", timeout_s=timeout_s, **options))
 
     def _updates(self, request: Any, timeout_s: float) -> Generator[Update, None, None]:
-        call = self._infer(request, timeout=timeout_s)
+        call = self._infer(request, timeout=timeout_s, metadata=self._metadata)
         try:
             for message in call:
                 if message.error_message:
@@ -163,6 +181,17 @@ class Client:
             raise from_rpc_error(error, url=self.url, timeout_s=timeout_s) from None
         finally:
             call.cancel()  # has no effect on a stream that has ended
+
+
+def _trusting(authorities: Path) -> grpc.ChannelCredentials:
+    """Credentials that trust these authorities and no others."""
+    try:
+        pem = authorities.read_bytes()
+    except OSError as error:
+        raise RequestRejected(f"tls_ca: cannot read {authorities}: {error.strerror}") from None
+    if b"-----BEGIN CERTIFICATE-----" not in pem:
+        raise RequestRejected(f"tls_ca: {authorities} holds no certificate in PEM form")
+    return grpc.ssl_channel_credentials(pem)
 
 
 def _await_end(call: Any) -> None:
@@ -194,12 +223,14 @@ def stream(
     prompt: str | None = None,
     *,
     url: str = DEFAULT_URL,
+    api_key: str | None = None,
+    tls_ca: str | Path | None = None,
     stream: StreamMode = "block",
     timeout_s: float = DEFAULT_TIMEOUT_S,
     **options: Unpack[RequestOptions],
 ) -> Generator[Update, None, None]:
     """`Client.stream` over a channel of its own; for many requests, hold a Client."""
-    with Client(url) as client:
+    with Client(url, api_key=api_key, tls_ca=tls_ca) as client:
         updates = client.stream(prompt, stream=stream, timeout_s=timeout_s, **options)
         with closing(updates):
             yield from updates
@@ -209,9 +240,11 @@ def generate(
     prompt: str | None = None,
     *,
     url: str = DEFAULT_URL,
+    api_key: str | None = None,
+    tls_ca: str | Path | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
     **options: Unpack[RequestOptions],
 ) -> Generation:
     """`Client.generate` over a channel of its own; for many requests, hold a Client."""
-    with Client(url) as client:
+    with Client(url, api_key=api_key, tls_ca=tls_ca) as client:
         return client.generate(prompt, timeout_s=timeout_s, **options)

@@ -12,6 +12,7 @@ from typing import Any
 # alone. (Triton can be asked for a gRPC status instead, by the metadata `triton_grpc_error`; in
 # 24.10 a refused request then ends the whole server now and then.)
 _STATUS = re.compile(r"\[([A-Z_]+)\] (.*)", re.DOTALL)
+_RETRY_AFTER = re.compile(r"; retry after ([0-9.]+) s$")
 # The gRPC core says these with UNAVAILABLE; other details are the server's own words.
 _NEVER_CONNECTED = ("failed to connect", "errors resolving", "DNS resolution failed")
 _CONNECTION_LOST = ("Socket closed", "Connection reset", "Broken pipe", "Cancelling all calls")
@@ -34,6 +35,12 @@ class RequestRejected(ClientError):
     code = "INVALID_ARGUMENT"
 
 
+class Unauthenticated(ClientError):
+    """The server wants an API key, or does not know the one that was sent."""
+
+    code = "UNAUTHENTICATED"
+
+
 class Unavailable(ClientError):
     """No server answers, the connection was lost, or the server is starting or stopping."""
 
@@ -41,9 +48,17 @@ class Unavailable(ClientError):
 
 
 class Overloaded(ClientError):
-    """The server has no room at present; the message says when to try again."""
+    """The server has no room at present, or the quota is used up; the message says when to try
+    again.
+    """
 
     code = "RESOURCE_EXHAUSTED"
+
+    @property
+    def retry_after_s(self) -> float | None:
+        """Seconds until there may be room; None where the server has not said."""
+        said = _RETRY_AFTER.search(self.message)
+        return None if said is None else float(said[1])
 
 
 class DeadlineExceeded(ClientError):
@@ -66,7 +81,14 @@ class ServerFailure(ClientError):
 
 _BY_CODE: dict[str, type[ClientError]] = {
     error.code: error
-    for error in (RequestRejected, Unavailable, Overloaded, DeadlineExceeded, Cancelled)
+    for error in (
+        RequestRejected,
+        Unauthenticated,
+        Unavailable,
+        Overloaded,
+        DeadlineExceeded,
+        Cancelled,
+    )
 }
 
 
@@ -89,12 +111,17 @@ def from_rpc_error(error: Any, *, url: str, timeout_s: float) -> ClientError:
 
 
 def _explain(kind: type[ClientError], details: str, *, url: str, timeout_s: float) -> str:
-    if kind is DeadlineExceeded:
+    if kind is DeadlineExceeded and "deadline_s" not in details:  # else the service has said more
         return (
             f"no complete answer within {timeout_s:g} s (the timeout); "
             "ask for fewer tokens or allow more time"
         )
     if kind is Unavailable:
+        if "andshake" in details:
+            return (
+                f"no TLS connection to {url}; is it a TLS endpoint, and is its certificate from "
+                f"the authority of --tls-ca? ({details})"
+            )
         if any(sign in details for sign in _NEVER_CONNECTED):
             return f"no server answers at {url}; start one with `make serve` ({details})"
         if any(sign in details for sign in _CONNECTION_LOST):

@@ -121,6 +121,10 @@ class RequestParser:
             deadline_s=parameters.deadline_s,
         )
 
+    def tokens(self, raw: RawRequest) -> tuple[int, ...]:
+        """The token ids of the request's prompt; raises InvalidRequest as `parse` does."""
+        return tuple(self._prompt(raw)[1])
+
     def _prompt(self, raw: RawRequest) -> tuple[str, list[int]]:
         """The input that holds the prompt, and its token ids.
 

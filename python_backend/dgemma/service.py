@@ -21,6 +21,8 @@ from dgemma.request import RawRequest, Request
 from dgemma.scheduler.events import Event, Finished, Sink, Usage
 from dgemma.scheduler.options import Options
 from dgemma.settings import Settings
+from dgemma.tenants.caller import Caller, Door, OpenDoor
+from dgemma.tenants.ledger import Ledger
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +60,21 @@ class Service:
         parser: Parser,
         scheduler: PassScheduler,
         annotate: Annotate,
+        *,
         selection: Selection | None = None,
         in_use: InUse | None = None,
+        door: Door | None = None,
+        ledger: Ledger | None = None,
     ) -> None:
-        """`selection` says what runs; `in_use` is what nobody may remove until `close`."""
+        """Without a door everybody is one tenant; without a ledger no usage is kept.
+
+        `selection` says what runs; `in_use` is what nobody may remove until `close`. Door and
+        ledger are closed with the service.
+        """
         self.annotate, self.selection = annotate, selection
         self._in_use = in_use or InUse()
         self._parser, self._scheduler = parser, scheduler
+        self._door, self._ledger = door or OpenDoor(), ledger
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._lock = threading.Condition()  # guards the next two
         self._open: dict[str, tuple[Request, Sink]] = {}
@@ -99,13 +109,26 @@ class Service:
             ),
         )
         tokenizer = ChatTokenizer.from_checkpoint(settings.checkpoint)
+        ledger = None if settings.ledger is None else Ledger(settings.ledger)
+        door = None
+        if settings.tenants is not None:
+            from dgemma.tenants.doorman import Doorman  # brings YAML
+
+            door = Doorman(settings.tenants, parts.parser.tokens)
+            used = {} if ledger is None else ledger.used_lately()
+            for tenant in door.tenants:
+                parts.scheduler.admission.charge(tenant, used.get(tenant.name, 0.0))
         return cls(
-            parts.parser,
-            parts.scheduler,
-            partial(annotate, tokenizer),
-            parts.selection,
-            parts.in_use,
+            *(parts.parser, parts.scheduler, partial(annotate, tokenizer)),
+            selection=parts.selection,
+            in_use=parts.in_use,
+            door=door,
+            ledger=ledger,
         )
+
+    def identify(self, authorization: str | None) -> Caller:
+        """Who asks, by the metadata of that name; raises Unauthenticated."""
+        return self._door.identify(authorization)
 
     def parse(self, raw: RawRequest, request_id: str) -> Request:
         """Check a request, on the caller's thread; raises InvalidRequest naming the field."""
@@ -144,6 +167,9 @@ class Service:
         self._inbox.put(self._stop)
         self._thread.join()
         self._in_use.close()
+        self._door.close()
+        if self._ledger is not None:
+            self._ledger.close()
 
     def _refuse(self, why: str) -> None:
         with self._lock:
@@ -195,9 +221,12 @@ class Service:
     def _deliver(self, request_id: str, event: Event) -> None:
         if request_id not in self._open:
             return  # it has had its last event
-        self._open[request_id][1](event)
+        request, sink = self._open[request_id]
+        sink(event)
         if isinstance(event, Finished):
             self._ended += 1
+            if self._ledger is not None:
+                self._ledger.record(request.tenant.name, event)
             with self._lock:
                 del self._open[request_id]
                 self._lock.notify_all()

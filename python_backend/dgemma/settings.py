@@ -24,6 +24,12 @@ def _lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
+def _file(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError("no such file")
+    return path.absolute()  # a symbolic link is kept: it may be swapped for another
+
+
 Directory = Annotated[Path, AfterValidator(_existing)]
 DEFAULT_CACHE = "/opt/nim/.cache"
 Port = Annotated[int, Field(ge=0, le=65535)]  # 0 = any free port
@@ -116,6 +122,16 @@ class Settings(BaseSettings):
         le=1_000_000,
         validation_alias="DGEMMA_MAX_QUEUED",
         description="requests of all tenants that wait for a slot: 0 to 1000000",
+    )
+    tenants: Annotated[Path, AfterValidator(_file)] | None = Field(
+        None,
+        validation_alias="DGEMMA_TENANTS",
+        description="the file of tenants and their keys; unset lets everybody in as one tenant",
+    )
+    ledger: Annotated[Path, AfterValidator(Path.absolute)] | None = Field(
+        None,
+        validation_alias="DGEMMA_LEDGER",
+        description="the directory in which the tenants' usage is kept; unset keeps none",
     )
     threads: int | None = Field(
         None,

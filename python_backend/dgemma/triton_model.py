@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import json
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 # status also stands in front of it.
 _CODES = {
     "INVALID_ARGUMENT": "INVALID_ARG",
+    "UNAUTHENTICATED": "INVALID_ARG",
     "RESOURCE_EXHAUSTED": "UNAVAILABLE",
     "DEADLINE_EXCEEDED": "UNAVAILABLE",
     "UNAVAILABLE": "UNAVAILABLE",
@@ -84,7 +86,9 @@ class TritonModel:
     def _begin(self, request: Any, channel: TritonChannel) -> None:
         # Clients may send any id, or the same one twice.
         request_id = f"{request.request_id()}#{next(self._numbers)}"
-        parsed = self._service.parse(read_request(self._pb_utils, request), request_id)
+        caller = self._service.identify(authorization(request))
+        raw = read_request(self._pb_utils, request)
+        parsed = caller.claim(self._service.parse(raw, request_id))
         conversation = Conversation(request_id, channel, Reply(parsed, self._service.annotate))
         self._service.submit(parsed, partial(self._responder.post, conversation))
         self._responder.watch(conversation)
@@ -151,6 +155,12 @@ class TritonChannel:
 
     def _tensor(self, name: str, values: Sequence[Any], dtype: DTypeLike) -> Any:
         return self._pb_utils.Tensor(name, np.array(values, dtype=dtype))
+
+
+def authorization(request: Any) -> str | None:
+    """The metadata of that name, which Triton forwards as a parameter, last of those sent."""
+    value = json.loads(request.parameters()).get("authorization")
+    return None if value is None else str(value)
 
 
 def read_request(pb_utils: Any, request: Any) -> RawRequest:

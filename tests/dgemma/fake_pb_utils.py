@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -92,6 +93,10 @@ class InferenceRequest:
     tensors: dict[str, npt.NDArray[Any]]
     id: str = ""
     sender: Sender = field(default_factory=Sender)
+    metadata: dict[str, str] = field(default_factory=dict)  # what Triton forwards of it
+
+    def parameters(self) -> str:
+        return json.dumps(self.metadata)
 
     def request_id(self) -> str:
         return self.id

@@ -35,7 +35,8 @@ Script = Callable[["FakeTriton", dict[str, Any], grpc.ServicerContext], Iterator
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Plays `script` for every request and records what arrived and how it ended."""
 
-    def __init__(self, script: Script) -> None:
+    def __init__(self, script: Script, tls: tuple[bytes, bytes] | None = None) -> None:
+        """`tls` = key and certificate of `localhost`."""
         self._script = script
         self.requests: list[Any] = []  # ModelInferRequest
         self.metadata: list[dict[str, str]] = []
@@ -44,7 +45,12 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.completed = threading.Event()  # a script ran to its end
         self._server = grpc.server(ThreadPoolExecutor(4))
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
-        self.url = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        if tls is None:
+            self.url = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        else:
+            credentials = grpc.ssl_server_credentials([tls])
+            port = self._server.add_secure_port("127.0.0.1:0", credentials)
+            self.url = f"localhost:{port}"
 
     def __enter__(self) -> Self:
         self._server.start()

@@ -35,6 +35,7 @@ USAGE = Usage(
     queue_ms=0.5,
     first_block_ms=2.0,
     total_ms=9.0,
+    service_units=8,
 )
 
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from dgemma import __version__
 from dgemma.cli import app
+from tests.dgemma import tls
 from tests.dgemma.fake_triton import (
     USAGE,
     FakeTriton,
@@ -134,6 +135,38 @@ def test_a_prompt_from_standard_input_can_be_raw(fake: FakeTriton) -> None:
     assert sent(fake) == {"text_input": "né", "stream": "block"}
 
 
+@pytest.mark.parametrize(
+    ("arguments", "variable", "expected"),
+    [
+        ([], None, None),
+        ([], "", None),
+        ([], "dgk_v", "Bearer dgk_v"),
+        (["--api-key", "dgk_a"], None, "Bearer dgk_a"),
+        (["--api-key", "dgk_a"], "dgk_v", "Bearer dgk_a"),
+    ],
+)
+def test_the_api_key_comes_from_the_option_or_the_variable(
+    fake: FakeTriton,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    variable: str | None,
+    expected: str | None,
+) -> None:
+    monkeypatch.delenv("DGEMMA_API_KEY", raising=False)
+    if variable is not None:
+        monkeypatch.setenv("DGEMMA_API_KEY", variable)
+    assert generate(fake, "hi", *arguments).exit_code == 0
+    assert fake.metadata[0].get("authorization") == expected
+
+
+def test_a_server_with_tls_is_reached_with_its_authority(tmp_path: Path) -> None:
+    authority = tmp_path / "ca.pem"
+    authority.write_bytes(tls.CERTIFICATE)
+    with FakeTriton(answer, tls=(tls.KEY, tls.CERTIFICATE)) as fake:
+        result = generate(fake, "hi", "--tls-ca", str(authority))
+    assert (result.exit_code, result.stdout) == (0, "Hello, world\n")
+
+
 # Exit codes and error texts
 
 
@@ -151,6 +184,7 @@ def fails(result: Result, code: int, *words: str) -> None:
     ("status", "code"),
     [
         (grpc.StatusCode.INVALID_ARGUMENT, 2),
+        (grpc.StatusCode.UNAUTHENTICATED, 2),
         (grpc.StatusCode.UNAVAILABLE, 1),
         (grpc.StatusCode.RESOURCE_EXHAUSTED, 1),
         (grpc.StatusCode.INTERNAL, 1),
@@ -199,6 +233,8 @@ def test_a_missed_deadline_is_an_error(fake: FakeTriton) -> None:
         (["hi", "--template", "@/no/such"], "--template: cannot read /no/such"),
         (["hi", "--timeout", "0"], "timeout_s: must be above 0"),
         (["hi", "--url", "http://x:1"], "url: must be HOST:PORT"),
+        (["hi", "--api-key", "two words"], "api_key: must be printable ASCII"),
+        (["hi", "--tls-ca", "/no/such.pem"], "tls_ca: cannot read /no/such.pem"),
         (["hi\udcff"], "messages: not valid Unicode"),
     ],
 )
@@ -226,7 +262,7 @@ def test_an_error_text_controls_no_terminal() -> None:
 # The rest of the command line
 
 
-@pytest.mark.parametrize("command", [[], ["generate"], ["serve"], ["replay"]])
+@pytest.mark.parametrize("command", [[], ["generate"], ["serve"], ["replay"], ["tenants"]])
 def test_every_command_explains_itself(command: list[str]) -> None:
     result = run(*command, "--help")
     assert result.exit_code == 0

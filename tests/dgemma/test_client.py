@@ -3,18 +3,23 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 
 from dgemma import client
 from dgemma.client import (
     Client,
     Generation,
+    RequestRejected,
     ServerFailure,
+    Unavailable,
     Update,
     gather,
 )
+from tests.dgemma import tls
 from tests.dgemma.fake_triton import (
     USAGE,
     FakeTriton,
@@ -183,3 +188,59 @@ def test_a_finished_request_is_not_cancelled() -> None:
         opened.generate("x", timeout_s=TIMEOUT_S)
         assert fake.completed.wait(TIMEOUT_S)
         assert not fake.cancelled.is_set()
+
+
+# Who asks, and who answers
+
+
+def test_the_key_goes_with_every_request_as_metadata() -> None:
+    with FakeTriton(answer) as fake:
+        with Client(fake.url, api_key="dgk_1") as opened:
+            opened.generate("x", timeout_s=TIMEOUT_S)
+            list(opened.stream("x", timeout_s=TIMEOUT_S))
+        client.generate("x", url=fake.url, api_key="dgk_2", timeout_s=TIMEOUT_S)
+        list(client.stream("x", url=fake.url, api_key="dgk_3", timeout_s=TIMEOUT_S))
+        client.generate("x", url=fake.url, timeout_s=TIMEOUT_S)
+    sent = [metadata.get("authorization") for metadata in fake.metadata]
+    assert sent == ["Bearer dgk_1"] * 2 + ["Bearer dgk_2", "Bearer dgk_3", None]
+
+
+@pytest.mark.parametrize("key", ["", "two words", "a\nb", "né"])
+def test_what_is_no_key_is_refused_and_not_repeated(key: str) -> None:
+    with pytest.raises(RequestRejected, match="api_key: must be printable ASCII") as refused:
+        Client(api_key=key)
+    assert not key or key not in str(refused.value)
+
+
+def test_tls_trusts_the_given_authorities_and_no_others(tmp_path: Path) -> None:
+    ours, unrelated = tmp_path / "ours.pem", tmp_path / "unrelated.pem"
+    ours.write_bytes(tls.CERTIFICATE)
+    unrelated.write_bytes(tls.UNRELATED)
+    with FakeTriton(answer, tls=(tls.KEY, tls.CERTIFICATE)) as fake:
+        with Client(fake.url, tls_ca=ours, api_key="dgk_1") as opened:
+            assert opened.generate("x", timeout_s=TIMEOUT_S).text == "Hello, world"
+        for other in (unrelated, None):
+            with Client(fake.url, tls_ca=other) as opened, pytest.raises(Unavailable) as failed:
+                opened.generate("x", timeout_s=TIMEOUT_S)
+            if other is not None:
+                assert failed.value.message.startswith(f"no TLS connection to {fake.url}")
+    assert len(fake.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [(None, "cannot read .*: No such file"), ("junk", "holds no certificate in PEM form")],
+)
+def test_authorities_that_are_none_are_refused(
+    tmp_path: Path, content: str | None, says: str
+) -> None:
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(RequestRejected, match=f"^tls_ca: .*{says}"):
+        Client(tls_ca=path)
+
+
+def test_authorities_and_credentials_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(RequestRejected, match="give either tls_ca or credentials"):
+        Client(tls_ca=tmp_path / "ca.pem", credentials=grpc.ssl_channel_credentials())

@@ -11,15 +11,18 @@ from dgemma.client_errors import (
     Overloaded,
     RequestRejected,
     ServerFailure,
+    Unauthenticated,
     Unavailable,
     from_message,
     from_rpc_error,
     from_status,
 )
+from dgemma.errors import ResourceExhausted
 
 URL = "host:8001"
 OWN_CODES: dict[str, type[ClientError]] = {
     "INVALID_ARGUMENT": RequestRejected,
+    "UNAUTHENTICATED": Unauthenticated,
     "UNAVAILABLE": Unavailable,
     "RESOURCE_EXHAUSTED": Overloaded,
     "DEADLINE_EXCEEDED": DeadlineExceeded,
@@ -56,6 +59,11 @@ def test_a_missed_deadline_says_how_long_it_was_and_what_to_do() -> None:
     assert "fewer tokens or allow more time" in message
 
 
+def test_a_deadline_that_the_service_was_told_is_explained_by_the_service() -> None:
+    said = "sampling_parameters.deadline_s: 2 s from its arrival was the deadline; it has passed"
+    assert error_of("DEADLINE_EXCEEDED", said).message == said
+
+
 @pytest.mark.parametrize(
     ("details", "says"),
     [
@@ -79,6 +87,28 @@ def test_a_server_that_cannot_be_reached_is_told_from_a_lost_connection(
 def test_a_service_that_says_it_is_unavailable_speaks_for_itself() -> None:
     said = "the service is stopping; send the request to another one, or later"
     assert error_of("UNAVAILABLE", said).message == said
+
+
+@pytest.mark.parametrize(
+    "details",
+    [
+        "failed to connect to all addresses; last error: Ssl handshake failed: SSL_ERROR_SSL",
+        "failed to connect to all addresses; last error: Handshake read failed",
+    ],
+)
+def test_a_failed_handshake_is_not_a_missing_server(details: str) -> None:
+    message = error_of("UNAVAILABLE", details).message
+    assert message.startswith("no TLS connection to host:8001; is it a TLS endpoint")
+    assert "--tls-ca" in message and details in message
+
+
+def test_an_overloaded_server_says_when_to_come_back_in_words_and_in_seconds() -> None:
+    said = str(ResourceExhausted("the queue is full", 2.5))
+    error = from_message(f"[RESOURCE_EXHAUSTED] {said}", url=URL, timeout_s=1.0)
+    assert isinstance(error, Overloaded)
+    assert error.message == "the queue is full; retry after 2.5 s"
+    assert error.retry_after_s == 2.5
+    assert Overloaded("no room").retry_after_s is None
 
 
 class EndedCall(grpc.RpcError):

@@ -12,10 +12,14 @@ import pytest
 from dgemma.errors import ConfigurationError, EngineFailure, ResourceExhausted, Unavailable
 from dgemma.request import RawRequest, Request
 from dgemma.scheduler.events import Event, Finished
+from dgemma.scheduler.tenancy import Tenant
 from dgemma.service import Service
 from dgemma.settings import Settings
+from dgemma.tenants.caller import Caller
+from dgemma.tenants.days import Days
+from dgemma.tenants.ledger import Ledger
 from tests.dgemma.fake_scheduler import FakeScheduler
-from tests.dgemma.hand_made import SAMPLING, annotate, request
+from tests.dgemma.hand_made import SAMPLING, USAGE, annotate, request
 
 PATIENCE_S = 20.0
 
@@ -290,3 +294,46 @@ def test_a_service_that_cannot_load_its_checkpoint_says_which_file_is_missing(
     monkeypatch.setenv("DGEMMA_CHECKPOINT", str(tmp_path))
     with pytest.raises(ConfigurationError, match=f"{tmp_path}/.*config.json: no such file"):
         Service.from_settings(Settings.load())
+
+
+# Who asks, and what it cost them
+
+
+class Doorkeeper:
+    def __init__(self) -> None:
+        self.closed = False
+
+    def identify(self, authorization: str | None) -> Caller:
+        return Caller(Tenant(str(authorization)))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_every_end_of_a_request_is_written_down_for_its_tenant(tmp_path: Path) -> None:
+    scheduler, door = FakeScheduler(), Doorkeeper()
+    service = Service(EchoParser(), scheduler, annotate, door=door, ledger=Ledger(tmp_path))
+
+    def ask(request_id: str, tenant: str) -> Listener:
+        listener = Listener()
+        parsed = service.identify(tenant).claim(service.parse(RawRequest(), request_id))
+        service.submit(parsed, listener)
+        return listener
+
+    scheduler.hold.set()
+    assert ask("1", "acme").end().finish_reason == "stop"
+    scheduler.submit_error = ResourceExhausted("the queue is full", 2.0)
+    assert ask("2", "acme").end().error is scheduler.submit_error
+    scheduler.submit_error = None
+    scheduler.hold.clear()
+    cancelled = ask("3", "b")
+    assert cancelled.began.wait(PATIENCE_S)
+    service.close()
+    assert cancelled.end().finish_reason == "cancelled"
+    assert door.closed
+    used = Days(tmp_path).usage()
+    assert {name: (t.requests, t.rejected, t.failed) for name, t in used.items()} == {
+        "acme": (2, 1, 0),
+        "b": (1, 0, 0),
+    }
+    assert used["b"].completion_tokens == USAGE.completion_tokens

@@ -62,6 +62,7 @@ def test_log_level_is_not_case_sensitive(environment: pytest.MonkeyPatch) -> Non
         ("DGEMMA_DRAIN_TIMEOUT_S", "-1"),
         ("DGEMMA_START_TIMEOUT_S", "9"),
         ("NIM_LOG_LEVEL", "loud"),
+        ("DGEMMA_TENANTS", "/no/such/file"),
     ],
 )
 def test_a_bad_value_is_refused_by_variable_and_value(
@@ -102,3 +103,16 @@ def test_environment_gives_another_process_the_same_settings(
     for variable, value in settings.environment().items():
         environment.setenv(variable, value)
     assert Settings.load() == settings
+
+
+def test_the_link_to_a_tenants_file_is_kept_so_that_it_can_be_swapped(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "1.yaml").write_text("")
+    (tmp_path / "tenants.yaml").symlink_to("1.yaml")
+    environment.chdir(tmp_path)
+    environment.setenv("DGEMMA_TENANTS", "tenants.yaml")
+    environment.setenv("DGEMMA_LEDGER", "ledger")
+    settings = Settings.load()
+    assert settings.tenants == tmp_path / "tenants.yaml"
+    assert settings.ledger == tmp_path / "ledger"

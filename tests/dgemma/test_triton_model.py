@@ -12,17 +12,20 @@ import pytest
 
 from dgemma import triton_model
 from dgemma.answer import Delta
-from dgemma.errors import EngineFailure, InvalidRequest
+from dgemma.errors import EngineFailure, InvalidRequest, Unauthenticated
 from dgemma.profiles.selection import Refusal, Selection
 from dgemma.request import RawRequest, Request, StreamMode
 from dgemma.scheduler.events import Block, Finished, Sink
+from dgemma.scheduler.tenancy import Tenant
 from dgemma.service import Service
+from dgemma.tenants.caller import Caller
 from dgemma.triton_model import TritonModel
 from tests.dgemma import fake_pb_utils as pb
 from tests.dgemma.fake_pb_utils import InferenceRequest, failure_of, outputs, texts
 from tests.dgemma.hand_made import SAMPLING, USAGE, annotate
 
 PATIENCE_S = 20.0
+KEY = {"authorization": "Bearer acme"}
 
 
 class EchoParser:
@@ -78,8 +81,11 @@ class EchoScheduler:
 
 
 @contextmanager
-def model(scheduler: EchoScheduler, drain_timeout_s: float = PATIENCE_S) -> Iterator[TritonModel]:
-    serving = TritonModel(pb, Service(EchoParser(), scheduler, annotate), drain_timeout_s)  # type: ignore[arg-type]
+def model(
+    scheduler: EchoScheduler, drain_timeout_s: float = PATIENCE_S, door: Door | None = None
+) -> Iterator[TritonModel]:
+    service = Service(EchoParser(), scheduler, annotate, door=door)  # type: ignore[arg-type]
+    serving = TritonModel(pb, service, drain_timeout_s)
     try:
         yield serving
     finally:
@@ -191,6 +197,44 @@ def test_after_finalize_requests_are_unavailable() -> None:
         assert failure_of(request.sender).code == pb.TritonError.UNAVAILABLE
 
 
+# Who asks
+
+
+class Door:
+    """Lets in whoever says `Bearer acme`."""
+
+    def identify(self, authorization: str | None) -> Caller:
+        if authorization != "Bearer acme":
+            raise Unauthenticated(f"not known: {authorization}")
+        return Caller(Tenant("acme"), b"salt")
+
+    def close(self) -> None:
+        pass
+
+
+def test_a_request_runs_as_the_tenant_that_its_metadata_names() -> None:
+    scheduler = EchoScheduler()
+    scheduler.holding.set()
+    request = InferenceRequest({"text_input": texts("hi")}, metadata=KEY)
+    with model(scheduler, door=Door()) as serving:
+        serving.execute([request])
+        serving._service.drain(0.05)
+        [(running, _)] = scheduler.running.values()
+        assert (running.tenant, running.cache_salt) == (Tenant("acme"), b"salt")
+
+
+@pytest.mark.parametrize("metadata", [{}, {"authorization": "Bearer x"}, {"authorization": 3}])
+def test_others_are_unauthenticated_and_nothing_of_theirs_is_read(metadata: Any) -> None:
+    bad = InferenceRequest({"text_input": texts("bad", "two")}, metadata=metadata)
+    good = InferenceRequest({"text_input": texts("hi")}, metadata=KEY)
+    with model(EchoScheduler(), door=Door()) as serving:
+        serving.execute([bad, good])
+        assert good.sender.done.wait(PATIENCE_S)
+    error = failure_of(bad.sender)
+    assert error.code == pb.TritonError.INVALID_ARG
+    assert str(error) == f"[UNAUTHENTICATED] not known: {metadata.get('authorization')}"
+
+
 # The end
 
 
@@ -225,7 +269,7 @@ def test_finalize_ends_the_threads() -> None:
 
 def test_what_is_served_is_a_metric() -> None:
     selection = Selection("abc", "cpu-int4", "/e", None, "rev", "why", (Refusal("cpu-fp32", "no"),))
-    service = Service(EchoParser(), EchoScheduler(), annotate, selection)
+    service = Service(EchoParser(), EchoScheduler(), annotate, selection=selection)
     pb.MetricFamily.made.clear()
     serving = TritonModel(pb, service, PATIENCE_S)
     [(name, metric)] = pb.MetricFamily.made

@@ -73,6 +73,11 @@ class Admission:
             used = prompt + sequence.answer.completion_tokens
             bucket.give_back(_most_tokens(sequence.request) - used, self._pace.clock())
 
+    def charge(self, tenant: Tenant, tokens: float) -> None:
+        """Take note of what the tenant used of its quota before this process began."""
+        if bucket := self._bucket(tenant):
+            bucket.take(tokens, self._pace.clock())
+
     def in_time(self, sequence: Sequence) -> bool:
         """Whether the deadline leaves the time that a request needs at least: the rest of its
         prompt and one canvas, as canvases go at present.

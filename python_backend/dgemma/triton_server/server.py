@@ -159,6 +159,8 @@ class TritonServer:
             "--allow-http=false",
             f"--grpc-address={self._host}",
             f"--grpc-port={self._ports['gRPC']}",
+            # The only way in which a model learns who asks: it becomes a request's parameter.
+            "--grpc-header-forward-pattern=authorization",
             f"--metrics-address={self._host}",
             f"--metrics-port={self._ports['metrics']}",
             *self._options,

@@ -148,6 +148,16 @@ def test_tokens_are_reserved_and_settled_by_what_was_used() -> None:
     assert {at.reason(name) for name in "acd"} == {"length"}
 
 
+def test_what_was_used_before_the_server_began_counts() -> None:
+    at, tenant = desk(slots=1), limited(tokens_per_minute=60)
+    at.scheduler.admission.charge(tenant, 59.0)
+    assert "has used its tokens_per_minute 60" in refusal(at, tenant=tenant)
+    at.scheduler.admission.charge(limited(), 59.0)
+    at.submit(request("a"))
+    at.run()
+    assert at.reason("a") == "length"
+
+
 def test_an_answer_that_stops_early_gives_back_what_it_did_not_use() -> None:
     at, _ = timed_desk(wish=lambda context: [*to_ids("ab"), *[EOS] * (L - 2)])
     tenant = limited(tokens_per_minute=100)

@@ -1,0 +1,80 @@
+"""Tenants at a real Triton server: the key in the metadata, the file, and the ledger."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+import tritonclient.grpc as triton
+from tritonclient.utils import InferenceServerException
+
+from dgemma.client import Client, Unauthenticated
+from dgemma.tenants.days import Days
+from tests.dgemma.tenants.tenant_files import ACME, OTHER, THIRD, file_of, tenant
+from tests.triton.raw import Stream, inputs
+from tests.triton.servers import PATIENCE_S, running
+
+ANSWER = {"seed": 1, "max_new_tokens": 8, "max_denoising_steps": 2}
+
+
+def answered(url: str, key: str | None) -> bool:
+    with Client(url, api_key=key) as client:
+        try:
+            return bool(client.generate("x", timeout_s=PATIENCE_S, **ANSWER).usage)
+        except Unauthenticated:
+            return False
+
+
+def test_a_key_opens_the_door_and_its_tenant_is_charged(
+    demo_environment: dict[str, str], model_repository: Path, tmp_path: Path
+) -> None:
+    file, ledger = tmp_path / "tenants.yaml", tmp_path / "ledger"
+    file.write_text(file_of(tenant("acme", ACME), tenant("b", OTHER)))
+    tenants = {"DGEMMA_TENANTS": str(file), "DGEMMA_LEDGER": str(ledger)}
+    with running(model_repository, {**demo_environment, **tenants}, tmp_path / "log") as server:
+        url = server.grpc_url
+        assert [answered(url, key) for key in (ACME, OTHER, ACME)] == [True] * 3
+        assert not answered(url, THIRD)
+        with Client(url) as client, pytest.raises(Unauthenticated, match="no API key came"):
+            client.generate("x", timeout_s=PATIENCE_S)
+        says_plain_tritonclient(url)
+        # The file changes; nothing is restarted.
+        file.write_text(file_of(tenant("acme", ACME), tenant("third", THIRD)))
+        deadline = time.monotonic() + PATIENCE_S
+        while not answered(url, THIRD):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert not answered(url, OTHER)
+    used = Days(ledger).usage()
+    assert {name: totals.requests for name, totals in used.items()} == {
+        "acme": 3,
+        "b": 1,
+        "third": 1,
+    }
+    assert used["b"].completion_tokens == 8
+    assert used["b"].service_units == 3  # the prompt beside the first step, and the second step
+
+
+def says_plain_tritonclient(url: str) -> None:
+    """What anybody's client does: the key as metadata of the stream. It wins over a parameter."""
+    tensors = inputs(text_input="x", sampling=json.dumps(ANSWER))
+    with triton.InferenceServerClient(url) as client:
+        for headers, parameters, allowed in (
+            ({"authorization": f"Bearer {ACME}"}, {"authorization": "Bearer nobody"}, True),
+            ({"authorization": "Bearer nobody"}, {"authorization": f"Bearer {ACME}"}, False),
+        ):
+            opened = Stream(client)
+            client.start_stream(opened.accept, headers=headers, stream_timeout=PATIENCE_S)
+            client.async_stream_infer(
+                "diffusion_gemma", tensors, parameters=parameters, enable_empty_final_response=True
+            )
+            opened.open += 1
+            if allowed:
+                while not opened.answer().final:
+                    pass
+            else:
+                with pytest.raises(InferenceServerException, match=r"\[UNAUTHENTICATED\]"):
+                    opened.answer()
+            client.stop_stream()
