@@ -147,7 +147,12 @@ def open_engine(
         )
     from dgemma.engine.tensorrt_engine import TensorRTEngine  # only GPUs need it
 
-    return TensorRTEngine(directory, store, capacity, machine=machine, progress=_told)
+    return TensorRTEngine(
+        *(directory, store, capacity),
+        machine=machine,
+        snapshot_bytes=prefix_cache_bytes,
+        progress=_told,
+    )
 
 
 def _told(what: str, done: int, total: int) -> None:

@@ -55,12 +55,14 @@ class TensorRTEngine:
         device: Callable[[], Device] = CudaDevice,
         load: Callable[[str], Any] = importlib.import_module,
         cache: Path | None = None,
+        snapshot_bytes: int = 0,
         progress: Progress = lambda what, done, total: None,
     ) -> None:
         """Load a plan, stream its weights in, and make every shape of pass ready.
 
-        Raises ConfigurationError naming the file that is missing, corrupt or for another machine,
-        or the memory that is lacking.
+        Snapshots stay on the device too: up to `snapshot_bytes` of them have to find room. Raises
+        ConfigurationError naming the file that is missing, corrupt or for another machine, or the
+        memory that is lacking.
         """
         here = Machine.here() if machine is None else machine
         # Weights are hashed while they are read, and no request is taken before.
@@ -75,7 +77,8 @@ class TensorRTEngine:
         layout = self._layout = BindingPlan.of(manifest, capacity, self._buckets.largest)
         layout.check(str(path))
         self._path, self._device = path, device()
-        check_memory(path, layout.needs, self._device.free_bytes())
+        needs = {**layout.needs, "prefix cache": snapshot_bytes}
+        check_memory(path, needs, self._device.free_bytes())
         kernels = RuntimeCache.of(cache or default_directory(), manifest, here.gpu)
         self._plan = Plan(directory, manifest, kernels, load)
         self._weights, self._pool, self._pass = (

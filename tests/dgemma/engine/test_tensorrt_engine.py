@@ -112,6 +112,19 @@ def random_passes(seed: int, count: int) -> Iterator[list[Row]]:
         yield rows
 
 
+def test_a_copied_prefix_is_the_same_in_another_slot(bench: Bench) -> None:
+    engine = bench.open()
+    tokens = torch.randint(0, GEOMETRY.vocab_size, (4, L), generator=torch.manual_seed(1))
+    for block, ids in enumerate(tokens[:3]):
+        engine.forward([Row(ids, 0, block * L, L, denoise=False)])
+        engine.restore(1, engine.snapshot(0, block * L, (block + 1) * L))
+    there, here = (
+        engine.forward([Row(tokens[3], slot, 3 * L, L, denoise=True)]).clone() for slot in (0, 1)
+    )
+    elsewhere = engine.forward([Row(tokens[3], 2, 3 * L, L, denoise=True)])
+    assert torch.equal(here, there) and not torch.equal(here, elsewhere)
+
+
 def error(ours: Tensor, theirs: Tensor, rows: list[Row]) -> float:
     parts = [(ours[i, : r.valid].float() - theirs[i, : r.valid]) for i, r in enumerate(rows)]
     return max(float(part.abs().max()) for part in parts)
@@ -233,6 +246,12 @@ def test_memory_that_is_lacking_is_refused_before_weights_are_read(bench: Bench)
     with pytest.raises(ConfigurationError, match=rf"{PLAN}: needs .* GB of device memory \(weigh"):
         bench.open()
     assert bench.device.allocated == 0
+
+
+def test_room_for_snapshots_is_asked_for_too(bench: Bench) -> None:
+    bench.device.free = 10**11
+    with pytest.raises(ConfigurationError, match=r"prefix cache 1000\.00\)"):
+        bench.open(snapshot_bytes=10**12)
 
 
 def test_memory_for_activations_is_refused_too(bench: Bench) -> None:
