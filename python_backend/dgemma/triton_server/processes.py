@@ -29,6 +29,11 @@ def session_members(session: int) -> list[Process]:
     return [process for process in _processes() if process.session == session]
 
 
+def started_with(argument: str) -> list[Process]:
+    """The living processes of whose command line `argument` is a part."""
+    return [process for process in _processes() if argument in _command(process.pid)]
+
+
 def kill_session(session: int) -> None:
     """End every process of a session at once and wait until they are gone."""
     while members := session_members(session):
@@ -54,3 +59,10 @@ def _executable(entry: Path) -> str:
         return os.path.basename(os.readlink(entry / "exe"))
     except OSError:
         return ""
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text(errors="replace")
+    except OSError:
+        return ""  # it has ended

@@ -25,7 +25,7 @@ from tritonclient.utils import InferenceServerException
 from dgemma.errors import ConfigurationError, EngineFailure
 from dgemma.triton_server import scratch, shared_memory, with_parent
 from dgemma.triton_server.installation import STUB, Installation
-from dgemma.triton_server.processes import kill_session, session_members
+from dgemma.triton_server.processes import kill_session, session_members, started_with
 
 # After the drain time-out: for models to be unloaded and processes to end.
 EXIT_GRACE_S = 15.0
@@ -116,6 +116,8 @@ class TritonServer:
             self._wait_until_ready()
             self._stubs = len(self.stub_pids())
         except BaseException:
+            if self._process is None:
+                self._end_unknown()
             self.stop()
             raise
 
@@ -145,6 +147,12 @@ class TritonServer:
         if self._scratch is not None:
             self._scratch.cleanup()
             self._scratch = None
+
+    def _end_unknown(self) -> None:
+        """End a server that was started when an interrupt came, and whose pid was never told."""
+        for process in started_with(self._shared_memory):
+            kill_session(process.session)
+        shared_memory.remove(self._shared_memory)
 
     def _spawn(self, directory: Path) -> subprocess.Popen[bytes]:
         installation = Installation.find(directory)

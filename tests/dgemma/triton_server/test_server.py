@@ -5,11 +5,13 @@ import secrets
 import signal
 import socket
 import stat
+import subprocess
 import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tritonclient.grpc import InferenceServerClient
@@ -17,7 +19,7 @@ from tritonclient.grpc import InferenceServerClient
 from dgemma.errors import ConfigurationError, EngineFailure
 from dgemma.triton_server import server as module
 from dgemma.triton_server.installation import Installation
-from dgemma.triton_server.processes import kill_session, session_members
+from dgemma.triton_server.processes import kill_session, session_members, started_with
 from dgemma.triton_server.server import TritonServer
 
 PATIENCE_S = 60.0
@@ -206,13 +208,33 @@ def test_a_server_that_ends_at_once_is_an_error_with_its_last_words(
 
 
 def test_a_server_that_is_not_ready_in_time_is_an_error_and_is_ended(
-    impostor: Path, models: Path, tmp_path: Path, session: Path
+    impostor: Path, models: Path, tmp_path: Path
 ) -> None:
-    plays(impostor, f"import os, time\nopen({str(session)!r}, 'w').write(str(os.getpid()))\n")
-    plays(impostor, "time.sleep(600)\n")
+    plays(impostor, "import time\ntime.sleep(600)\n")
+    server = TritonServer(models, log=tmp_path / "log", start_timeout_s=2.0)
     with pytest.raises(ConfigurationError, match=r"was not ready within 2 s"):
-        TritonServer(models, log=tmp_path / "log", start_timeout_s=2.0).start()
-    assert session_members(int(session.read_text())) == []
+        server.start()
+    assert started_with(server._shared_memory) == []
+
+
+def test_a_server_whose_pid_was_never_told_is_ended_too(
+    impostor: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plays(impostor, "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n")
+    plays(impostor, "import time\ntime.sleep(600)\n")
+    begun: list[subprocess.Popen[bytes]] = []
+
+    def interrupted(*arguments: object, **options: object) -> None:
+        begun.append(popen(*arguments, **options))
+        raise KeyboardInterrupt
+
+    popen: Any = subprocess.Popen
+    monkeypatch.setattr(module.subprocess, "Popen", interrupted)
+    server = TritonServer(models, log=tmp_path / "log")
+    with pytest.raises(KeyboardInterrupt):
+        server.start()
+    assert started_with(server._shared_memory) == []
+    assert begun[0].wait(timeout=10) == -signal.SIGKILL
 
 
 def test_a_server_that_does_not_want_to_end_is_killed_with_its_children_and_cleaned_up_after(
