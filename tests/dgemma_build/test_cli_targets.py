@@ -129,7 +129,7 @@ def test_a_table_lists_every_buffer() -> None:
 
 @pytest.mark.parametrize(("options", "holds"), [((), False), (("--capacity", "48"), True)])
 def test_the_published_footprint_is_judged(options: tuple[str, ...], holds: bool) -> None:
-    asked = ("--target", "sm89", "--policy", "all", *options)
+    asked = ("--target", "sm89", "--precision", "int4", "--policy", "all", *options)
     bar = parsed("estimate", *asked)["consumer_bar"]
     (found,) = [
         e
