@@ -190,7 +190,7 @@ def test_a_policy_is_counted() -> None:
         (["--rows", "0"], "rows: got 0; allowed: numbers from 1 on"),
         (
             ["--policy", "most", "--precision", "fp8"],
-            "precision fp8 has no policy 'most'; known: all, ex",
+            "precision fp8 has no policy 'most'; known: all, feed_forward, ex",
         ),
         (["--targets", "/nowhere/at/all"], "/nowhere/at/all: no such directory of target files"),
     ],
