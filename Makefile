@@ -9,14 +9,16 @@ BIN := $(CURDIR)/$(VENV)/bin
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 CHECKPOINT := build/demo
 PRECISION := fp32
-ENGINE := var/engines/demo-cpu-$(PRECISION)
+PRECISIONS := fp32 fp8 int4 nvfp4
+ENGINES := var/engines/demo-cpu
+ENGINE := $(ENGINES)-$(PRECISION)
 BUILD_ENGINE := $(BIN)/dgemma-build engine --checkpoint $(CHECKPOINT) --target cpu --precision $(PRECISION) --out $(ENGINE)
 SOURCES := python_backend build/dgemma_build tests
 export PATH := $(BIN):$(PATH)
 # Nothing here may reach for a model on the network.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo serve test bench accept-1 accept-2 train-demo evaluate-demo clean help
+.PHONY: demo serve test bench accept-1 accept-2 train-demo evaluate-demo evaluate-precisions clean help
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -61,6 +63,13 @@ accept-2: $(VENV)/.test
 evaluate-demo: $(VENV)/.runtime
 	@$(BUILD_ENGINE)
 	exec $(BIN)/python -m dgemma_build.demo.evaluate --engine $(ENGINE) --checkpoint $(CHECKPOINT)
+
+## make evaluate-precisions  quality, steps, size and repeated passes of every precision
+evaluate-precisions: $(VENV)/.runtime
+	@for precision in $(PRECISIONS); do
+	  $(BIN)/dgemma-build engine --checkpoint $(CHECKPOINT) --target cpu --precision $$precision --out $(ENGINES)-$$precision
+	done
+	exec $(BIN)/python -m dgemma_build.demo.compare $(PRECISIONS:%=--engine $(ENGINES)-%) --checkpoint $(CHECKPOINT)
 
 ## make train-demo     train the demo checkpoint from scratch (hours on a CPU, resumable)
 train-demo: $(VENV)/.runtime

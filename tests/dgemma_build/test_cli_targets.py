@@ -129,7 +129,7 @@ def test_a_table_lists_every_buffer() -> None:
 
 @pytest.mark.parametrize("options", [(), ("--capacity", "48")])
 def test_the_published_footprint_is_judged(options: tuple[str, ...]) -> None:
-    asked = ("--target", "sm89", "--policy", "all", *options)
+    asked = ("--target", "sm89", "--precision", "int4", "--policy", "all", *options)
     bar = parsed("estimate", *asked)["consumer_bar"]
     (found,) = [
         e
@@ -189,7 +189,7 @@ def test_a_policy_is_counted() -> None:
         (["--rows", "0"], "rows: got 0; allowed: numbers from 1 on"),
         (
             ["--policy", "most", "--precision", "fp8"],
-            "precision fp8 has no policy 'most'; known: all, ex",
+            "precision fp8 has no policy 'most'; known: all, feed_forward, ex",
         ),
         (["--targets", "/nowhere/at/all"], "/nowhere/at/all: no such directory of target files"),
     ],

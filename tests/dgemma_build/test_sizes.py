@@ -97,7 +97,9 @@ def test_only_fp8_on_a_gpu_is_multiplied_as_it_is_stored() -> None:
 def test_an_unknown_precision_or_policy_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="precision 'fp7' is not known"):
         Model.of(PUBLISHED, "fp7")
-    with pytest.raises(ConfigurationError, match="fp8 has no policy 'most'; known: all, experts"):
+    with pytest.raises(
+        ConfigurationError, match="fp8 has no policy 'most'; known: all, feed_forward, experts"
+    ):
         Model.of(PUBLISHED, "fp8", "most")
 
 
