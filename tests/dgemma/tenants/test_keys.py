@@ -4,8 +4,9 @@ import pytest
 
 from dgemma.tenants import keys
 from dgemma.tenants.keys import ID_LENGTH, KeyHash, generate_key
+from tests.dgemma.tenants.tenant_files import key_of
 
-KEY = generate_key()
+KEY = key_of("a tenant")
 
 
 def test_a_generated_key_is_new_each_time_and_can_be_hashed() -> None:
@@ -20,7 +21,7 @@ def test_the_text_of_a_hash_is_all_that_is_needed_to_recognise_the_key() -> None
     assert known.id == KEY[:ID_LENGTH]
 
 
-@pytest.mark.parametrize("other", [KEY[:-1], KEY + "x", KEY[:-1] + "\udcff", "", generate_key()])
+@pytest.mark.parametrize("other", [KEY[:-1], KEY + "x", KEY[:-1] + "\udcff", "", key_of("another")])
 def test_no_other_key_matches(other: str) -> None:
     assert not KeyHash.of(KEY).matches(other)
 
