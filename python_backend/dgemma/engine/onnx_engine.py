@@ -86,7 +86,7 @@ class OnnxEngine:
         return BoundPass(self._session, self._pools, shape, self.geometry)
 
     def _guess(self, tokens: int) -> int:
-        """Expert capacity to try: the share of an even spread seen lately, and some room."""
+        """Expert capacity to try: half as much again as an even spread needs."""
         even = -(-tokens * self.geometry.top_k_experts // self.geometry.num_experts)
         return min(tokens, max(8, int(even * 1.5)))
 
