@@ -91,7 +91,10 @@ def test_an_engine_of_another_geometry(engine: Path) -> None:
 @pytest.mark.parametrize("name", [PLAN, "build.log", FILE_NAME])
 def test_a_flipped_bit_anywhere_in_the_engine(engine: Path, name: str) -> None:
     flip(engine / name)
-    assert f"{engine / name}: its content has changed" in refusal(engine)
+    message = refusal(engine)
+    # Where a bit of the manifest is its grammar, it is no manifest any more.
+    unreadable = name == FILE_NAME and f"{engine / name}: cannot be read" in message
+    assert unreadable or f"{engine / name}: its content has changed" in message
 
 
 # The weights

@@ -71,7 +71,6 @@ def test_options_that_are_missing_are_named(tmp_path: Path) -> None:
         (("--checkpoint", "a", "--store", "b"), "name one of --checkpoint, --store and --geometry"),
         (("--store", "b", "--geometry", "c"), "name one of --checkpoint, --store and --geometry"),
         (("--checkpoint", "a", "--max-rows", "4"), "--max-context go with --geometry"),
-        (("--store", "b", "--max-context", "4"), "--max-context go with --geometry"),
         (
             ("--geometry", "c", "--weights-as-constants"),
             "--weights-as-constants goes with --checkpoint or --store",

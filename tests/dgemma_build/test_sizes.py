@@ -119,7 +119,7 @@ def test_keys_and_values_of_the_published_model() -> None:
 def test_a_pool_is_as_large_as_the_engines(demo_checkpoint: Path, slots: int, context: int) -> None:
     geometry = Geometry.from_checkpoint(demo_checkpoint)
     sizes = kv_bytes(Model.of(geometry, "fp32"), context)
-    assert slots * sizes.total == KVPool(geometry, slots, context).nbytes
+    assert slots * sizes.total == KVPool.bytes_for(geometry, slots, context)
 
 
 def test_a_row_reads_what_it_has_and_of_sliding_layers_a_window() -> None:

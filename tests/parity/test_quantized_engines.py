@@ -170,6 +170,8 @@ def test_a_store_of_another_precision_is_refused(engine: Path, tmp_path: Path) -
     store = engine.with_name(engine.name + ".store")
     with pytest.raises(ConfigurationError, match=r"store\.json: a store of .* bf16 is asked for"):
         build_from_store(store, "cpu", "bf16", tmp_path / "engine")
+    with pytest.raises(ConfigurationError, match="rows and context are those of a plan"):
+        build_from_store(store, "cpu", None, tmp_path / "engine", max_rows=4)
     assert not (tmp_path / "engine").exists()
 
 

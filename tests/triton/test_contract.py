@@ -26,7 +26,8 @@ SAMPLING: dict[str, Any] = {
 PROMPT = count_prompt(3)
 USAGE = {
     *("prompt_tokens", "completion_tokens", "committed_tokens", "denoising_steps", "cap_hits"),
-    *("mean_entropy", "passes", "seed", "queue_ms", "first_block_ms", "total_ms"),
+    *("mean_entropy", "passes", "prefill_chunks", "service_units", "cached_tokens", "seed"),
+    *("queue_ms", "first_block_ms", "total_ms"),
 }
 
 

@@ -19,14 +19,15 @@ Moment = tuple[int, int, int]  # seed of the request, block, step
 
 @dataclass(frozen=True)
 class WatchingTail(Tail):
-    """Keeps the hidden states of every row that it sees; requests differ by their seeds."""
+    """Keeps the hidden states of every row that a tail sees; requests differ by their seeds."""
 
+    watched: Tail = field(kw_only=True)
     seen: dict[Moment, Tensor] = field(kw_only=True)
 
     def step(self, hidden: Tensor, rows: Sequence[tuple[Canvas, Sampling]]) -> None:
         for row, (canvas, sampling) in zip(hidden, rows, strict=True):
             self.seen[sampling.seed, canvas.block, canvas.step] = row.clone()
-        super().step(hidden, rows)
+        self.watched.step(hidden, rows)
 
 
 @dataclass
@@ -52,7 +53,7 @@ def play(parts: Parts, requests: Sequence[tuple[int, Request]]) -> dict[str, Hea
     """Run requests that come before given passes."""
     scheduler, step = parts.scheduler, 0
     tail, seen = scheduler.tail, dict[Moment, Tensor]()
-    scheduler.tail = WatchingTail(**{**vars(tail), "seen": seen})
+    scheduler.tail = WatchingTail(tail.head, tail.draws, watched=tail, seen=seen)
     events: dict[str, list[Event]] = {}
     waiting = sorted(requests, key=lambda each: each[0])
     while waiting or scheduler.busy:
