@@ -21,7 +21,10 @@ def aboard(
     least, then those that have their slot longest. What is left of the budget when each has one
     chunk goes to those that can use up to `most`.
     """
-    prompts = sorted((s for s in running if s.prefill), key=queue.standing)
+    prompts = [sequence for sequence in running if sequence.prefill]
+    if not prompts:  # as in most passes
+        return [(sequence, 1) for sequence in running]
+    prompts.sort(key=queue.standing)
     chunks = dict.fromkeys(prompts[:budget], 1)
     left = budget - len(chunks)
     for sequence in list(chunks):

@@ -107,15 +107,17 @@ class Sequence:
         While several chunks wait to be encoded there are one or two encode rows; the last chunk and
         the canvas's denoise row go together. Each is the partner of the one before it.
         """
-        assert self.slot is not None and self.canvas is not None, "only admitted requests run"
-        rows: list[Row] = []
+        canvas = self.canvas
+        assert self.slot is not None and canvas is not None, "only admitted requests run"
         start, partner = self.encoded, NO_PARTNER
+        if not self.pending:  # as in most passes
+            return [Row(canvas.ids, self.slot, start, self.length, True, canvas.soft)]
+        rows: list[Row] = []
         for chunk in islice(self.pending, chunks):
             ids = _padded(chunk, self.length)
             rows.append(Row(ids, self.slot, start, len(chunk), False, None, partner))
             start, partner = start + len(chunk), first + len(rows) - 1
         if len(self.pending) <= 1:
-            canvas = self.canvas
             row = Row(canvas.ids, self.slot, start, self.length, True, canvas.soft, partner)
             rows.append(row)
         return rows
@@ -124,6 +126,8 @@ class Sequence:
         """Account for a completed pass with these rows of this request."""
         self.bill.passes += 1
         self.bill.rows += len(rows)
+        if rows[0].denoise:
+            return  # nothing has been encoded
         for row in rows:
             if row.denoise:
                 break
