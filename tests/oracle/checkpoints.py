@@ -83,6 +83,20 @@ GAINS = {
     "embed_tokens.weight": 1.6,
 }
 
+# A text configuration whose matrices have columns of whole groups of 64, as the real ones have.
+WHOLE_GROUPS: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "moe_intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_global_key_value_heads": 2,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "layer_types": [SLIDING, FULL],
+    "num_hidden_layers": 2,
+}
+
 
 def write_tiny_checkpoint(
     directory: Path,

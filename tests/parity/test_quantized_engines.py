@@ -27,24 +27,10 @@ from dgemma.weight_store import WeightStore
 from dgemma_build.cpu import GRAPH
 from dgemma_build.engine import build_engine, build_from_store
 from tests.dgemma_build.quantized import TokenRounding
-from tests.oracle.checkpoints import CANVAS, FULL, SLIDING, write_tiny_checkpoint
+from tests.oracle.checkpoints import CANVAS, WHOLE_GROUPS, write_tiny_checkpoint
 
 CAPACITY = Capacity(slots=3, context=200, rows=6)
-# Matrices whose columns are whole groups of 64, as those of the real geometry are.
-TEXT = {
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "moe_intermediate_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_global_key_value_heads": 2,
-    "head_dim": 16,
-    "global_head_dim": 32,
-    "layer_types": [SLIDING, FULL],
-    "num_hidden_layers": 2,
-    "num_experts": 4,
-    "top_k_experts": 2,
-}
+TEXT = WHOLE_GROUPS | {"num_experts": 4, "top_k_experts": 2}
 
 
 @pytest.fixture(scope="module")

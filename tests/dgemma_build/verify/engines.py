@@ -8,23 +8,11 @@ from tempfile import mkdtemp
 
 from dgemma_build.engine import build_engine
 from tests.dgemma_build.quantized import whole_groups
-from tests.oracle.checkpoints import FULL, SLIDING, write_tiny_checkpoint
+from tests.oracle.checkpoints import WHOLE_GROUPS, write_tiny_checkpoint
 
 GEOMETRY = whole_groups()
-# Matrices of whole groups of 64, in a network that does not magnify rounding from layer to layer.
-TEXT = {
-    "hidden_size": 64,
-    "intermediate_size": 64,
-    "moe_intermediate_size": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "num_global_key_value_heads": 2,
-    "head_dim": 16,
-    "global_head_dim": 32,
-    "layer_types": [SLIDING, FULL],
-    "num_hidden_layers": 2,
-    "sliding_window": 12,
-}
+# A network that does not magnify rounding from layer to layer.
+TEXT = WHOLE_GROUPS | {"sliding_window": 12}
 
 
 @cache
