@@ -86,7 +86,7 @@ def engine(
         raise typer.BadParameter(
             "--max-rows and --max-context go with --geometry, --store or --weights-as-constants"
         )
-    if policy is not None and (store is not None or weights_as_constants):
+    if policy is not None and store is not None:
         raise typer.BadParameter(
             "--policy goes with --checkpoint and --geometry; a store has its own"
         )
@@ -100,6 +100,7 @@ def engine(
                     precision,
                     out,
                     progress,
+                    policy=policy,
                     max_rows=max_rows,
                     max_context=max_context,
                     targets=targets,

@@ -130,7 +130,7 @@ def build_from_store(
             f"rows and context are those of a plan; an engine for {target} takes any number"
         )
     weights = WeightStore.open(store, deep=True)
-    source = _digest(held.source + held.recipe)
+    source = _digest(held.content)
     wanted = _Wanted(target, held.precision, held.policy, held.geometry, source)
     return _build(out, wanted, progress, lambda work: cpu.from_store(weights, work, progress))
 
@@ -164,7 +164,7 @@ def build_plan(
     if constants is not None:
         constants.manifest.expect(constants.directory, precision=precision)
         policy = constants.manifest.policy
-        held = constants.manifest.source + constants.manifest.recipe
+        held = constants.manifest.content
     rows = max_rows or found.max_rows
     context = min(max_context or found.max_context, geometry.max_position_embeddings)
     envelope = Envelope(max(1, rows // 2), rows, context)
@@ -189,18 +189,20 @@ def build_constant_plan(
     precision: str | None,
     out: Path,
     progress: Progress = lambda what, done, total: None,
+    *,
+    policy: str | None = None,
     **options: Any,
 ) -> Built:
     """`build_plan` with the weights of a store inside, or of a checkpoint by way of one.
 
-    The store stays needed: the tail reads its embedding. Raises ConfigurationError as
-    `build_from_store` does.
+    The store stays needed: the tail reads its embedding. `policy` is by name and goes with a
+    checkpoint. Raises ConfigurationError as `build_from_store` does.
     """
     if store is None:
         assert checkpoint is not None, "one of both"
         precision, store = precision or "bf16", out.with_name(out.name + ".store")
         _supported(target, precision, options.get("targets"))
-        quantize_checkpoint(checkpoint, precision, store, progress=progress)
+        quantize_checkpoint(checkpoint, precision, store, policy, progress)
     weights = WeightStore.open(store, deep=True)
     held = weights.manifest
     held.expect(store, precision=precision)
@@ -255,7 +257,7 @@ def _made(out: Path, wanted: _Wanted, make: Callable[[Path], Parts]) -> Manifest
             bindings=parts.bindings,
             profiles=parts.profiles,
             tail=parts.tail,
-            weights_are_constants=parts.weights_are_constants,
+            constants=parts.constants,
             files={name: FileRecord.of(work / name) for name in names},
             versions={name: importlib.metadata.version(name) for name in ("torch", "onnx")},
         )

@@ -81,5 +81,5 @@ def from_geometry(
         compiled.bindings,
         others=(LOG,),
         profiles=tuple(map(limits, shapes)),
-        weights_are_constants=constants is not None,
+        constants=None if constants is None else constants.manifest.content,
     )

@@ -21,4 +21,4 @@ class Parts:
     tail: tuple[str, ...] = ()  # graphs of the tail, where it does not run in torch
     others: tuple[str, ...] = ()  # such as a build log
     profiles: tuple[Mapping[str, tuple[int, int]], ...] = ()  # as in `Manifest`
-    weights_are_constants: bool = False
+    constants: str | None = None  # as in `Manifest`

@@ -94,5 +94,10 @@ def check_store(directory: Path, manifest: Manifest, store: Path, deep: bool = T
         geometry=manifest.geometry,
         policy=manifest.policy,
     )
+    if manifest.constants not in (None, held.content):
+        raise ConfigurationError(
+            f"{store}: not the weights that the plan in {directory} holds itself; select the store "
+            "that it was built of, or build the plan again"
+        )
     check_weights(directory / FILE_NAME, manifest, store, held)
     held.verify(store, deep)

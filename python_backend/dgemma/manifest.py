@@ -58,7 +58,7 @@ class Manifest:
     # are rows, pairs, slots, context, ring and capacity.
     profiles: tuple[Mapping[str, tuple[int, int]], ...] = ()
     tail: tuple[str, ...] = ()  # file names of the tail's graphs; none: the tail runs in torch
-    weights_are_constants: bool = False  # of the graph or plan: no store can take their place
+    constants: str | None = None  # `StoreManifest.content` of the weights that a plan holds itself
     schema_version: int = SCHEMA_VERSION
 
     def write(self, directory: Path) -> None:

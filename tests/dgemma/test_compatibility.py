@@ -12,6 +12,7 @@ from dgemma.errors import ConfigurationError
 from dgemma.machine import Gpu, Machine
 from dgemma.manifest import FILE_NAME, Manifest, Runtime
 from dgemma.precision import policy_of
+from dgemma.store_manifest import StoreManifest
 from tests.dgemma.model.tiny_weights import random_network
 from tests.dgemma_build.quantized import whole_groups
 from tests.manifests import edit_manifest
@@ -122,6 +123,23 @@ def test_a_store_that_is_not_whole(
     damage(copy / name)
     message = refusal(engine, store=copy)
     assert str(copy / name) in message and "dgemma-build quantize" in message
+
+
+def test_a_store_that_a_plan_with_weights_was_not_built_of(
+    engine: Path, store: Path, tmp_path: Path
+) -> None:
+    """Only the embedding is read of it, which would fit and belong to another network."""
+    plan = Path(shutil.copytree(engine, tmp_path / "plan"))
+    manifest = Manifest.read(plan)
+    # A plan that holds its weights has none of them among its inputs.
+    weights = set(StoreManifest.read(store).tensors)
+    own = tuple(b for b in manifest.bindings if b.name not in weights)
+    replace(manifest, bindings=own, constants=StoreManifest.read(store).content).write(plan)
+    check_engine(plan, HERE, store=store)
+    replace(manifest, bindings=own, constants="another").write(plan)
+    message = refusal(plan, store=store)
+    assert f"{store}: not the weights that the plan in {plan} holds itself" in message
+    assert "build the plan again" in message
 
 
 def test_a_shallow_look_reads_no_weights_but_misses_none(

@@ -13,6 +13,7 @@ from dgemma.errors import ConfigurationError
 from dgemma.manifest import FILE_NAME, Manifest
 from dgemma.precision import BLOCK_SCALE, ROW_SCALE, policy_of
 from dgemma.sealed import sha256
+from dgemma.store_manifest import StoreManifest
 from dgemma_build.compile import CompilationFailed
 from dgemma_build.engine import (
     Built,
@@ -152,7 +153,8 @@ def test_weights_can_be_constants_of_the_plan(directory: Path, tmp_path: Path, s
     given = (None, store) if store else (checkpoint, None)
     built = build_constant_plan(*given, "sm121", "int4", out, **options)
     manifest = Manifest.read(out)
-    assert manifest.weights_are_constants and not manifest.weights
+    used = StoreManifest.read(store or out.with_name(out.name + ".store"))
+    assert manifest.constants == used.content and not manifest.weights
     inputs = {b.name for b in manifest.bindings if b.is_input}
     assert inputs == {*ROW_INPUTS, "room", *pool_names(GEOMETRY)}
     # The embedding at least has no cheaper form than its own bytes.
@@ -160,7 +162,7 @@ def test_weights_can_be_constants_of_the_plan(directory: Path, tmp_path: Path, s
     assert embedding.numpy().tobytes() in (out / PLAN).read_bytes()
     assert build_constant_plan(*given, "sm121", "int4", out, **options).up_to_date
     assert built.manifest == manifest
-    assert not build(directory, "int4").manifest.weights_are_constants
+    assert build(directory, "int4").manifest.constants is None
 
 
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
