@@ -4,7 +4,7 @@ Start-time fair queueing (Goyal, Vin, Cheng 1996), with a turn, from one block b
 in the place of a packet and rows in the place of its bytes. Knows nothing of slots or time.
 A tenant's tag says what it has been charged: rows divided by its weight. A turn is charged in
 advance with what it is expected to need, so that one tenant cannot take every free slot before its
-first row is counted; what it really needs replaces that pass by pass.
+first row is counted; what it really needs replaces that before the next decision.
 """
 
 from __future__ import annotations
@@ -36,8 +36,16 @@ class _Account(Generic[J]):
         return bool(len(self.line)) and may_run(self.tenant, self.running)
 
 
+@dataclass
+class _Turn:
+    """What a running job has been charged for."""
+
+    rows_had: int
+    reserved: float = 0.0  # its part of `ahead`
+
+
 class FairQueue(Generic[J]):
-    """See the module. Every decision costs O(log tenants)."""
+    """See the module. Every decision costs O(log tenants + running jobs)."""
 
     def __init__(self) -> None:
         self._accounts: dict[str, _Account[J]] = {}
@@ -46,7 +54,7 @@ class FairQueue(Generic[J]):
         self._entries = self._size = 0
         self._now = 0.0  # the tag of the last turn that was given
         self._highest = 0.0  # what anybody has had for its weight, at most
-        self._reserved: dict[J, float] = {}  # each running job's part of `ahead`
+        self._turns: dict[J, _Turn] = {}  # of the running jobs
 
     def __len__(self) -> int:
         return self._size
@@ -60,6 +68,7 @@ class FairQueue(Generic[J]):
         return account.running if account else 0
 
     def push(self, job: J) -> None:
+        self._charge_running()
         account = self._accounts.setdefault(job.tenant.name, _Account(job.tenant))
         account.tenant = job.tenant  # limits and weight may have changed
         account.line.push(job)
@@ -73,6 +82,9 @@ class FairQueue(Generic[J]):
         self._rank(account)
 
     def pop(self) -> J | None:
+        if not self._size:
+            return None
+        self._charge_running()
         account = self._first()
         if account is None:
             return None
@@ -80,27 +92,21 @@ class FairQueue(Generic[J]):
         job = account.line.pop()
         self._size -= 1
         account.running += 1
+        self._turns[job] = _Turn(job.rows_had)
         self._reserve(account, job)
         self._rank(account)
         return job
 
     def standing(self, job: J) -> float:
+        self._charge_running()
         return self._accounts[job.tenant.name].had
 
-    def spend(self, job: J, rows: int) -> None:
-        account = self._accounts[job.tenant.name]
-        foreseen = min(rows, self._reserved[job])
-        self._reserved[job] -= foreseen
-        account.ahead -= foreseen
-        if rows > foreseen:
-            self._charge(account, rows - foreseen)
-            self._rank(account)
-        self._highest = max(self._highest, account.had)
-
     def border(self, job: J) -> bool:
+        self._charge_running()
         account = self._accounts[job.tenant.name]
         self._settle(account, job)
         if yields := self._is_owed(account, job):
+            del self._turns[job]
             account.running -= 1
             account.line.put_back(job)
             self._size += 1
@@ -110,8 +116,10 @@ class FairQueue(Generic[J]):
         return yields
 
     def end(self, job: J) -> None:
+        self._charge_running()
         account = self._accounts[job.tenant.name]
         self._settle(account, job)
+        del self._turns[job]
         account.running -= 1
         self._rank(account)
 
@@ -152,13 +160,30 @@ class FairQueue(Generic[J]):
             self._entries += 1
             heapq.heappush(self._heap, (account.tag, self._entries, account))
 
+    def _charge_running(self) -> None:
+        """Charge what the running jobs have had since it was last of interest."""
+        for job, turn in self._turns.items():
+            if rows := job.rows_had - turn.rows_had:
+                turn.rows_had = job.rows_had
+                self._spend(self._accounts[job.tenant.name], turn, rows)
+
+    def _spend(self, account: _Account[J], turn: _Turn, rows: int) -> None:
+        foreseen = min(rows, turn.reserved)
+        turn.reserved -= foreseen
+        account.ahead -= foreseen
+        if rows > foreseen:
+            self._charge(account, rows - foreseen)
+            self._rank(account)
+        self._highest = max(self._highest, account.had)
+
     def _reserve(self, account: _Account[J], job: J) -> None:
-        self._reserved[job] = job.turn_rows
+        self._turns[job].reserved = job.turn_rows
         account.ahead += job.turn_rows
         self._charge(account, job.turn_rows)
 
     def _settle(self, account: _Account[J], job: J) -> None:
-        left = self._reserved.pop(job)
+        turn = self._turns[job]
+        left, turn.reserved = turn.reserved, 0.0
         account.ahead -= left
         account.tag -= left / account.tenant.weight
 

@@ -19,6 +19,11 @@ class Job(Protocol):
     @property
     def priority(self) -> int: ...
     @property
+    def rows_had(self) -> int:
+        """Rows that passes have had of it so far; what a queue charges its tenant for."""
+        ...
+
+    @property
     def turn_rows(self) -> float:
         """Rows that it is expected to need up to its next block border."""
         ...
@@ -55,10 +60,6 @@ class Queue(Protocol[J]):
 
     def standing(self, job: J) -> float:
         """What the tenant of a running job has had for its weight; who has least goes first."""
-        ...
-
-    def spend(self, job: J, rows: int) -> None:
-        """A running job has had this many rows of a pass."""
         ...
 
     def border(self, job: J) -> bool:
@@ -146,9 +147,6 @@ class ArrivalQueue(Generic[J]):
 
     def standing(self, job: J) -> float:
         return 0.0
-
-    def spend(self, job: J, rows: int) -> None:
-        pass
 
     def border(self, job: J) -> bool:
         return False

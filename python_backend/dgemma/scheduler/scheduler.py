@@ -141,19 +141,22 @@ class Scheduler:
     def _run(self, shares: Shares) -> list[Sequence]:
         """Run a pass; the requests that it has brought to a block border."""
         rows = [row for _, share in shares for row in share]
-        hidden = self.engine.forward(rows)
-        self.passes += 1
         denoising = [index for index, row in enumerate(rows) if row.denoise]
         owners = [sequence for sequence, share in shares if share[-1].denoise]
+        states = [(s.canvas, s.request.sampling) for s in owners if s.canvas is not None]
+        encoding = [(sequence, share) for sequence, share in shares if not share[0].denoise]
+        # Whatever comes behind a pass runs on cold caches; all of the above is ahead of it.
+        hidden = self.engine.forward(rows)
+        self.passes += 1
         if denoising:
-            states = [(s.canvas, s.request.sampling) for s in owners if s.canvas is not None]
             # Most passes only denoise; a selection would copy.
             chosen = hidden if len(denoising) == len(rows) else hidden[denoising]
             self.tail.step(chosen, states)
         for sequence, share in shares:
-            sequence.ran(share, self.cache)
-            self.queue.spend(sequence, len(share))
-        return [sequence for sequence in owners if sequence.denoised(self.tail)]
+            sequence.bill.ran(len(share))
+        for sequence, share in encoding:
+            sequence.encode(share, self.cache)
+        return [s for s in owners if s.has_news and s.denoised(self.tail)]
 
     def _pass_slots_on(self, at_border: list[Sequence]) -> None:
         """Where no slot is free, have those at a border make room for who is owed more."""

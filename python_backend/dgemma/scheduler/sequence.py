@@ -52,7 +52,12 @@ class Sequence:
         self.encoded = 0
         self.chain = KeyChain(request, length)
         self.canvas: Canvas | None = None
+        self.drafts = request.stream is StreamMode.DRAFT
         self.finished = False
+
+    @property
+    def rows_had(self) -> int:
+        return self.bill.rows
 
     @property
     def tenant(self) -> Tenant:
@@ -122,12 +127,8 @@ class Sequence:
             rows.append(row)
         return rows
 
-    def ran(self, rows: Tokens[Row], cache: PrefixCache | None) -> None:
-        """Account for a completed pass with these rows of this request."""
-        self.bill.passes += 1
-        self.bill.rows += len(rows)
-        if rows[0].denoise:
-            return  # nothing has been encoded
+    def encode(self, rows: Tokens[Row], cache: PrefixCache | None) -> None:
+        """Count as known what these rows of a completed pass have encoded."""
         for row in rows:
             if row.denoise:
                 break
@@ -139,17 +140,28 @@ class Sequence:
         if cache is not None:
             cache.keep(self.chain, rows[0].slot, self.encoded)
 
+    @property
+    def has_news(self) -> bool:
+        """Whether a denoise step of the canvas is more than one more of many."""
+        return self.drafts or self._is_done
+
+    @property
+    def _is_done(self) -> bool:
+        canvas = self.canvas
+        assert canvas is not None, "running requests have one"
+        return canvas.converged or canvas.step >= self.request.sampling.max_denoising_steps
+
     def denoised(self, tail: Tail) -> bool:
         """React to a denoise step of the canvas: report, and commit where it is done.
 
         Whether the request stands at a block border now, with another canvas to come.
         """
-        canvas, sampling = self.canvas, self.request.sampling
+        canvas = self.canvas
         assert canvas is not None and canvas.argmax is not None
-        if self.request.stream is StreamMode.DRAFT:
+        if self.drafts:
             ids, states = canvas.argmax.tolist(), canvas.states.tolist()
             self.sink(Draft(canvas.block, canvas.step, tuple(ids), tuple(states)))
-        if not canvas.converged and canvas.step < sampling.max_denoising_steps:
+        if not self._is_done:
             return False
         self.bill.cap_hits += not canvas.converged
         self.pace.denoised(canvas.step)

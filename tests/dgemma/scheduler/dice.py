@@ -138,7 +138,7 @@ class Stage:
     options: Options = field(default_factory=Options)
     fails: int = 0
     ends: dict[str, list[Finished]] = field(default_factory=dict)
-    served: Counter[str] = field(default_factory=Counter)  # rows, by tenant
+    _served: Counter[str] = field(default_factory=Counter)  # rows of ended ones, by tenant
     ended: list[str] = field(default_factory=list)  # since this was last emptied
 
     def __post_init__(self) -> None:
@@ -146,26 +146,28 @@ class Stage:
         self.engine = DiceEngine(self.time, self.slots, self.fails)
         tail: Any = DiceTail()
         self.scheduler = Scheduler(self.engine, tail, Counted, self.options, Pace(self.time))
-        spend = self.scheduler.queue.spend
 
-        def counted(job: Any, rows: int) -> None:
-            self.served[job.tenant.name] += rows
-            spend(job, rows)
-
-        self.scheduler.queue.spend = counted  # type: ignore[method-assign]
+    @property
+    def served(self) -> Counter[str]:
+        """Rows by tenant, of ended requests and of open ones."""
+        rows = Counter(self._served)
+        for sequence in self.scheduler.open.values():
+            rows[sequence.tenant.name] += sequence.rows_had
+        return rows
 
     def submit(self, request: Request) -> None:
         self.ends[request.id] = []
-        self.scheduler.submit(request, partial(self._hear, request.id))
+        self.scheduler.submit(request, partial(self._hear, request))
 
     def usage(self, name: str) -> Usage:
         return self.ends[name][0].usage
 
-    def _hear(self, name: str, event: Event) -> None:
+    def _hear(self, request: Request, event: Event) -> None:
         if isinstance(event, Finished):
-            self.ends[name].append(event)
-            self.ended.append(name)
+            self.ends[request.id].append(event)
+            self.ended.append(request.id)
             usage = event.usage
+            self._served[request.tenant.name] += usage.service_units
             if event.finish_reason in ("stop", "length"):
                 assert usage.passes <= sum(usage.denoising_steps) + usage.prefill_chunks
 

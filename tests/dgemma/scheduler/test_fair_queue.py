@@ -22,6 +22,7 @@ class Turn:
     turn_rows: float = 10.0
     rows: int = 10
     context_rows: int = 1
+    rows_had: int = 0
 
 
 def serve(queue: Queue[Turn], turns: int) -> Counter[str]:
@@ -31,7 +32,7 @@ def serve(queue: Queue[Turn], turns: int) -> Counter[str]:
         job = queue.pop()
         assert job is not None
         for _ in range(job.rows):
-            queue.spend(job, 1)
+            job.rows_had += 1
         queue.end(job)
         served[job.tenant.name] += job.rows
     return served
@@ -41,7 +42,7 @@ def order(queue: Queue[Turn]) -> list[str]:
     names = []
     while job := queue.pop():
         names.append(job.name)
-        queue.spend(job, job.rows)
+        job.rows_had += job.rows
         queue.end(job)
     return names
 
@@ -167,7 +168,7 @@ def test_a_job_keeps_its_slot_while_nobody_waits() -> None:
     queue.push(job)
     assert queue.pop() is job
     for _ in range(10):
-        queue.spend(job, 10)
+        job.rows_had += 10
         assert not queue.border(job)
     assert queue.running(A) == 1
 
@@ -181,7 +182,7 @@ def test_a_job_yields_to_another_tenant_that_is_owed_a_turn_and_goes_on_next() -
     queue.push(Turn(A, "later"))
     borders = 0
     while True:
-        queue.spend(job, 10)
+        job.rows_had += 10
         borders += 1
         if queue.border(job):
             break
@@ -198,9 +199,9 @@ def test_a_job_whose_context_costs_more_keeps_its_slot_for_longer() -> None:
         queue.pop()
         queue.push(Turn(Tenant("other")))
         turns = 1
-        queue.spend(job, 10)
+        job.rows_had += 10
         while not queue.border(job):
-            queue.spend(job, 10)
+            job.rows_had += 10
             turns += 1
         held.append(turns)
     assert held == [2, 6, 11]
@@ -215,7 +216,7 @@ def test_a_heavier_tenant_keeps_its_slot_for_more_turns() -> None:
     running = queue.pop()
     for _ in range(100):
         assert running is not None
-        queue.spend(running, 10)
+        running.rows_had += 10
         held[running.tenant.name] += 10
         if queue.border(running):
             running = queue.pop()
@@ -227,10 +228,10 @@ def test_a_job_yields_to_a_higher_priority_of_its_own_tenant_only() -> None:
     queue.push(job)
     queue.pop()
     queue.push(Turn(A))
-    queue.spend(job, 10)
+    job.rows_had += 10
     assert not queue.border(job)
     queue.push(Turn(A, priority=1))
-    queue.spend(job, 10)
+    job.rows_had += 10
     assert queue.border(job)
 
 
@@ -240,7 +241,7 @@ def test_a_higher_priority_goes_first_though_its_tenant_runs_all_that_it_may() -
     queue.push(job)
     queue.pop()
     queue.push(urgent)
-    queue.spend(job, 10)
+    job.rows_had += 10
     assert queue.pop() is None
     assert queue.border(job)
     assert queue.pop() is urgent

@@ -73,7 +73,7 @@ def test_ten_thousand_requests_leave_nothing_behind() -> None:
     assert sorted(scheduler.free_slots) == list(range(scheduler.slots))
     queue = scheduler.queue
     assert isinstance(queue, FairQueue)
-    assert len(queue) == 0 and not queue._reserved and queue._first() is None
+    assert len(queue) == 0 and not queue._turns and queue._first() is None
     for tenant in TENANTS:
         assert queue.waiting(tenant) == queue.running(tenant) == 0
         assert abs(queue._accounts[tenant.name].ahead) < 1e-6
