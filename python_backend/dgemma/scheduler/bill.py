@@ -32,11 +32,6 @@ class Bill:
     def __post_init__(self) -> None:
         self.submitted = self.clock()
 
-    def ran(self, rows: int) -> None:
-        """A pass is complete that had so many rows of this request."""
-        self.passes += 1
-        self.rows += rows
-
     def usage(self, request: Request, completion_tokens: int) -> Usage:
         ended = self.clock()
 

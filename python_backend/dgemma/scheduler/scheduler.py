@@ -153,10 +153,15 @@ class Scheduler:
             chosen = hidden if len(denoising) == len(rows) else hidden[denoising]
             self.tail.step(chosen, states)
         for sequence, share in shares:
-            sequence.bill.ran(len(share))
+            sequence.bill.passes += 1
+            sequence.bill.rows += len(share)
         for sequence, share in encoding:
             sequence.encode(share, self.cache)
-        return [s for s in owners if s.has_news and s.denoised(self.tail)]
+        return [
+            sequence
+            for sequence, (canvas, sampling) in zip(owners, states, strict=True)
+            if (sequence.drafts or canvas.is_done(sampling)) and sequence.denoised(self.tail)
+        ]
 
     def _pass_slots_on(self, at_border: list[Sequence]) -> None:
         """Where no slot is free, have those at a border make room for who is owed more."""

@@ -140,17 +140,6 @@ class Sequence:
         if cache is not None:
             cache.keep(self.chain, rows[0].slot, self.encoded)
 
-    @property
-    def has_news(self) -> bool:
-        """Whether a denoise step of the canvas is more than one more of many."""
-        return self.drafts or self._is_done
-
-    @property
-    def _is_done(self) -> bool:
-        canvas = self.canvas
-        assert canvas is not None, "running requests have one"
-        return canvas.converged or canvas.step >= self.request.sampling.max_denoising_steps
-
     def denoised(self, tail: Tail) -> bool:
         """React to a denoise step of the canvas: report, and commit where it is done.
 
@@ -161,7 +150,7 @@ class Sequence:
         if self.drafts:
             ids, states = canvas.argmax.tolist(), canvas.states.tolist()
             self.sink(Draft(canvas.block, canvas.step, tuple(ids), tuple(states)))
-        if not self._is_done:
+        if not canvas.is_done(self.request.sampling):
             return False
         self.bill.cap_hits += not canvas.converged
         self.pace.denoised(canvas.step)
