@@ -127,13 +127,22 @@ class Responder:
 
     def _fail(self, conversation: Conversation, error: Exception) -> None:
         if not isinstance(error, DgemmaError):
-            logger.error("request %s: no response", conversation.request_id, exc_info=error)
+            logger.error(
+                "request %s: no response",
+                conversation.request_id,
+                exc_info=error,
+                extra={"request_id": conversation.request_id},
+            )
         self._end(conversation)
         self._cancel(conversation.request_id)
         try:
             conversation.channel.fail(error)
         except Exception:
-            logger.exception("request %s: its channel is broken", conversation.request_id)
+            logger.exception(
+                "request %s: its channel is broken",
+                conversation.request_id,
+                extra={"request_id": conversation.request_id},
+            )
 
     def _end(self, conversation: Conversation) -> None:
         conversation.ended = True

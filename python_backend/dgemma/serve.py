@@ -5,14 +5,21 @@ Knows settings and signals; how a server starts and stops is `dgemma.triton_serv
 
 from __future__ import annotations
 
+import logging
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
+from dgemma.log_lines import JsonFormatter, of_triton
 from dgemma.settings import Settings
+from dgemma.triton_server.output import line_by_line
 from dgemma.triton_server.server import TritonServer
+
+logger = logging.getLogger(__name__)
 
 CHECK_EVERY_S = 1.0
 
@@ -24,24 +31,43 @@ def serve(model_repository: Path) -> None:
     """
     settings = Settings.load()
     stop = threading.Event()
-    server = TritonServer(
-        model_repository,
-        env=settings.environment(),
-        host=settings.host,
-        grpc_port=settings.grpc_port,
-        metrics_port=settings.metrics_port,
-        start_timeout_s=settings.start_timeout_s,
-        drain_timeout_s=settings.drain_timeout_s,
-    )
-    with _on_signal(_interrupt), server, _on_signal(stop.set):
-        print(
-            f"ready: gRPC {server.grpc_url}, metrics {server.metrics_url}, "
-            f"{settings.slots} slots; Ctrl-C stops it",
-            flush=True,
+    with _log(settings) as (log, say):
+        server = TritonServer(
+            model_repository,
+            env=settings.environment(),
+            host=settings.host,
+            grpc_port=settings.grpc_port,
+            metrics_port=settings.metrics_port,
+            log=log,
+            start_timeout_s=settings.start_timeout_s,
+            drain_timeout_s=settings.drain_timeout_s,
         )
-        while not stop.wait(CHECK_EVERY_S):
-            server.check()
-        print("stopping: finishing what is in flight", flush=True)
+        with _on_signal(_interrupt), server, _on_signal(stop.set):
+            say(
+                f"ready: gRPC {server.grpc_url}, metrics {server.metrics_url}, "
+                f"{settings.slots} slots; Ctrl-C stops it"
+            )
+            while not stop.wait(CHECK_EVERY_S):
+                server.check()
+            say("stopping: finishing what is in flight")
+
+
+@contextmanager
+def _log(settings: Settings) -> Iterator[tuple[int | None, Callable[[str], None]]]:
+    """What the server writes to, None for our stderr, and what we say things with."""
+    if not settings.json_log:
+        yield None, lambda text: print(text, flush=True)
+        return
+
+    def write(line: str) -> None:
+        if line.strip():  # Triton sets its tables off by empty ones
+            print(of_triton(line, datetime.now(UTC)), file=sys.stderr, flush=True)
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter("supervisor"))
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    with line_by_line(write) as descriptor:
+        yield descriptor, logger.info
 
 
 def _interrupt() -> None:

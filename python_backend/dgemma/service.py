@@ -203,7 +203,9 @@ class Service:
         except DgemmaError as error:
             self._deliver(request.id, _failure(request, error))
         except Exception as error:
-            logger.exception("request %s cannot begin", request.id)
+            logger.exception(
+                "request %s cannot begin", request.id, extra={"request_id": request.id}
+            )
             self._deliver(request.id, _failure(request, error))
 
     def _step(self) -> None:

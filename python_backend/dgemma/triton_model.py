@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from dgemma.errors import DgemmaError, EngineFailure, InvalidRequest
+from dgemma.log_lines import JsonFormatter
 from dgemma.profiles.selection import Selection
 from dgemma.reply import Reply, Response
 from dgemma.request import RawRequest
@@ -47,10 +48,7 @@ def start(pb_utils: Any) -> TritonModel:
     try:
         check_numpy(np.__version__)
         settings = Settings.load()
-        logging.basicConfig(
-            level=settings.log_level.upper(),
-            format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        )
+        _log_as(settings)
         model = TritonModel(pb_utils, Service.from_settings(settings), settings.drain_timeout_s)
     except DgemmaError as error:
         raise pb_utils.TritonModelException(str(error)) from error
@@ -58,6 +56,13 @@ def start(pb_utils: Any) -> TritonModel:
     gc.collect()
     gc.freeze()
     return model
+
+
+def _log_as(settings: Settings) -> None:
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonFormatter("backend") if settings.json_log else plain)
+    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
 
 
 class TritonModel:

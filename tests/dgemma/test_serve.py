@@ -165,6 +165,7 @@ def test_the_settings_reach_the_server_and_its_models(
         "host": "127.0.0.1",
         "grpc_port": 4001,
         "metrics_port": 4002,
+        "log": None,
         "start_timeout_s": 1800,
         "drain_timeout_s": 7,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from dgemma.triton_server.server import TritonServer
 
 PATIENCE_S = 60.0
 SHARED_MEMORY = Path("/dev/shm")
+_READY = re.compile(r'(?:^|")ready: gRPC ([\w.:]+),', re.MULTILINE)  # plain or JSON
 _PREFIX_OPTION = "shm-region-prefix-name="
 
 
@@ -48,7 +50,7 @@ class Traces:
         return [*self.processes, *self.regions]
 
 
-def wait_for(what: str, condition: Callable[[], bool]) -> None:
+def wait_for(what: str, condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
         if time.monotonic() > deadline:
@@ -94,10 +96,12 @@ class Serve:
 
     def wait_until_ready(self) -> str:
         """The gRPC address, once requests can be sent there."""
-        wait_for("`dgemma serve` is ready", lambda: self._ended() or "\nready: " in self._lines())
+        wait_for("`dgemma serve` is ready", lambda: self._ended() or _READY.search(self.output))
         assert not self._ended(), self.output
         self.wait_for_server()
-        return self._lines().partition("\nready: gRPC ")[2].partition(",")[0]
+        ready = _READY.search(self.output)
+        assert ready is not None
+        return ready[1]
 
     def exit_code(self) -> int:
         return self.process.wait(PATIENCE_S)
@@ -107,9 +111,6 @@ class Serve:
         if self.process.poll() is None:
             self.process.terminate()
             self.process.wait(PATIENCE_S)
-
-    def _lines(self) -> str:
-        return "\n" + self.output
 
     def _ended(self) -> bool:
         return self.process.poll() is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from dgemma.client import Client, ClientError, Generation, gather
+from dgemma.log_lines import is_ours
 from dgemma.triton_server.server import TritonServer
 from tests.triton.servers import Serve, Traces, kill, running, serving, wait_for
 
@@ -84,6 +86,24 @@ def test_stop_finishes_what_is_in_flight(
     assert answer.usage["denoising_steps"] == [STEPS]
 
 
+def test_every_line_of_a_log_in_json_is_json(
+    demo_environment: dict[str, str], model_repository: Path, tmp_path: Path
+) -> None:
+    environment = demo_environment | {"NIM_JSONL_LOGGING": "1"}
+    with serve_ready(model_repository, environment, tmp_path / "log") as (serve, url, traces):
+        with Client(url) as client:
+            client.generate("in a log", **(LONG | {"max_denoising_steps": 1}))
+        serve.process.terminate()
+        assert serve.exit_code() == 0
+        assert traces.left() == []
+    lines = serve.output.splitlines()
+    assert all(is_ours(line) for line in lines), serve.output
+    said = [json.loads(line) for line in lines]
+    assert {line["source"] for line in said} == {"supervisor", "backend", "triton"}
+    # The server's last words are there, after the supervisor's.
+    assert "successfully unloaded" in " ".join(line["message"] for line in said[-3:])
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_serve_finish_what_is_in_flight(
     demo_environment: dict[str, str], model_repository: Path, tmp_path: Path, number: int
@@ -97,10 +117,13 @@ def test_a_signal_lets_serve_finish_what_is_in_flight(
         assert traces.left() == []
 
 
+@pytest.mark.parametrize("json_log", ["0", "1"])
 def test_a_killed_serve_leaves_nothing_running(
-    demo_environment: dict[str, str], model_repository: Path, tmp_path: Path
+    demo_environment: dict[str, str], model_repository: Path, tmp_path: Path, json_log: str
 ) -> None:
-    with serve_ready(model_repository, demo_environment, tmp_path / "log") as (serve, url, traces):
+    # With a log in JSON its server writes to a pipe, which ends with it.
+    environment = demo_environment | {"NIM_JSONL_LOGGING": json_log}
+    with serve_ready(model_repository, environment, tmp_path / "log") as (serve, url, traces):
         request = InFlight(url)
         serve.process.kill()
         assert request.result().finish_reason == "length"

@@ -47,14 +47,14 @@ class TritonServer:
         host: str = "127.0.0.1",
         grpc_port: int = 0,
         metrics_port: int = 0,
-        log: Path | None = None,
+        log: Path | int | None = None,
         start_timeout_s: float = 300.0,
         drain_timeout_s: int = 30,
         options: Sequence[str] = (),
     ) -> None:
-        """`env` is added to this process's environment. Port 0 takes a free one. Without `log` the
-        server writes to our stderr. `drain_timeout_s` is what running requests get at the end.
-        `options` are more of tritonserver's own.
+        """`env` is added to this process's environment. Port 0 takes a free one. The server writes
+        to the file or the descriptor `log`, without one to our stderr. `drain_timeout_s` is what
+        running requests get at the end. `options` are more of tritonserver's own.
         """
         self._model_repository, self._env = model_repository.resolve(), dict(env or {})
         self._host, self._log, self._options = host, log, tuple(options)
@@ -175,7 +175,8 @@ class TritonServer:
         ]
         if installation.backend_directory is not None:
             command.append(f"--backend-directory={installation.backend_directory}")
-        output = sys.stderr.fileno() if self._log is None else self._log.open("wb")
+        log = sys.stderr.fileno() if self._log is None else self._log
+        output = log if isinstance(log, int) else log.open("wb")
         try:
             return subprocess.Popen(
                 command,
@@ -229,7 +230,7 @@ class TritonServer:
         return False
 
     def _last_words(self) -> str:
-        if self._log is None:
+        if not isinstance(self._log, Path):
             return "; its output is above"
         lines = self._log.read_text(errors="replace").splitlines()[-_LAST_LINES:]
         return "\n".join([f"; the end of {self._log}:", *lines])
