@@ -200,7 +200,7 @@ def main(
             ", ".join(misses) or "nothing",
         )
         missed |= bool(misses)
-    Console(width=110).print(table)
+    Console(width=120).print(table)
     raise typer.Exit(int(missed))
 
 
