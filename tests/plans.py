@@ -13,7 +13,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from dgemma.engine.graph import fresh_names, pool_names
+from dgemma.engine.graph import ENTERING, LEAVING, fresh_names, pool_names
 from dgemma.geometry import Geometry
 from dgemma.manifest import Binding, Manifest, Runtime
 from dgemma.model.checkpoint import parameter_shapes
@@ -21,10 +21,11 @@ from dgemma.model.network import Network
 from dgemma.precision import policy_of
 from dgemma.sealed import FileRecord
 from dgemma.store_manifest import StoreManifest, TensorRecord
+from dgemma_build.chain import linked
 from dgemma_build.quantize.run import quantize_checkpoint
 from tests.dgemma.model.tiny_weights import hf_tensors, write_weights
 
-PLAN = "plan.engine"
+PLAN, BEFORE = "plan.engine", "before.engine"
 RUNTIME = Runtime("tensorrt_rtx", "1.7.1.116", 121)
 LIMITS = {
     "rows": (1, 8),
@@ -35,6 +36,7 @@ LIMITS = {
     "capacity": (1, 1024),
 }
 _PACKED = {"int4": "I4", "nvfp4": "F4"}
+_ENTRANCE = ("embed_tokens.", "self_conditioning.")  # weights that layers do not have
 
 
 def bindings_of(geometry: Geometry, precision: str) -> tuple[Binding, ...]:
@@ -94,6 +96,32 @@ def write_plan(directory: Path, geometry: Geometry, precision: str, **changes: A
     manifest = replace(manifest, **changes)
     manifest.write(directory)
     return manifest
+
+
+def in_two(geometry: Geometry, precision: str) -> dict[str, tuple[Binding, ...]]:
+    """What the plans of a network take and give of which `geometry` is a period."""
+    whole = bindings_of(geometry, precision)
+    dtype, shape = next((b.dtype, b.shape) for b in whole if b.name == "soft")
+    leaving = Binding(LEAVING, dtype, shape, False)
+    first = [b for b in whole if b.name in ("ids", "soft") or b.name.startswith(_ENTRANCE)]
+    rest = [b for b in whole if b not in first]
+    return {
+        BEFORE: (*first, *(b for b in rest if b.name == "denoise"), leaving),
+        PLAN: (Binding(ENTERING, dtype, shape, True), *rest, leaving),
+    }
+
+
+def write_chain(directory: Path, geometry: Geometry, precision: str, **changes: Any) -> Manifest:
+    """As `write_plan`, of a network of two times the layers of `geometry`, in two plans."""
+    layers = 2 * geometry.layers
+    plans = in_two(geometry, precision)
+    chain, bindings = linked(plans, PLAN, len(geometry.layers), len(layers))
+    directory.mkdir(parents=True, exist_ok=True)
+    for name in plans:
+        (directory / name).write_bytes(b"a plan")
+    files = {name: FileRecord.of(directory / name) for name in plans}
+    said = {"bindings": bindings, "chain": chain, "files": files}
+    return write_plan(directory, replace(geometry, layers=layers), precision, **said | changes)
 
 
 def write_store(directory: Path, network: Network, precision: str) -> Path:

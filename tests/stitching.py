@@ -13,10 +13,11 @@ import torch
 
 from dgemma.engine.base import Capacity, Row
 from dgemma.engine.batch import to_arrays
-from dgemma.engine.graph import pool_names
+from dgemma.engine.graph import ENTERING, LEAVING, moved, pool_names
 from dgemma.engine.kv_pool import KVPool
 from dgemma.geometry import FULL, SLIDING, Geometry
 from dgemma.model.network import Network
+from dgemma_build.chain import Pieces
 from dgemma_build.cut import cut
 
 Feeds = dict[str, npt.NDArray[np.generic]]
@@ -68,17 +69,44 @@ def mixed_pass(geometry: Geometry) -> Feeds:
     return {**arrays, "room": room, **dict(zip(pool_names(geometry), pool.arrays, strict=True))}
 
 
+def weights_of(network: Network) -> Feeds:
+    return {name: p.detach().numpy() for name, p in network.named_parameters()}
+
+
 def outputs(
-    model: onnx.ModelProto, network: Network, feeds: Feeds
+    model: onnx.ModelProto, network: Network | None, feeds: Feeds
 ) -> Sequence[npt.NDArray[np.generic]]:
-    """What onnxruntime computes of `feeds` and the network's weights."""
+    """What onnxruntime computes of `feeds` and the network's weights, which else are fed too."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(model.SerializeToString(), options)
-    weights = {name: p.detach().numpy() for name, p in network.named_parameters()}
+    weights = {} if network is None else weights_of(network)
     known = {value.name for value in session.get_inputs()}
     every = {**feeds, **weights}
     result: Sequence[npt.NDArray[np.generic]] = session.run(
         None, {name: array for name, array in every.items() if name in known}
     )
     return result
+
+
+def run_chain(pieces: Pieces, few: Geometry, periods: int, feeds: Feeds) -> Feeds:
+    """What onnxruntime computes of a pass and weights, by the names of the whole network.
+
+    `few` is the period that was taken apart.
+    """
+    found: Feeds = {}
+    loads = []
+
+    def execute(piece: onnx.ModelProto, first: int) -> None:
+        given = {moved(value.name, first): value.name for value in piece.graph.input}
+        mine = {own: feeds[name] for name, own in given.items() if name in feeds}
+        if ENTERING in given:
+            mine[ENTERING] = found[LEAVING]
+        for value, array in zip(piece.graph.output, outputs(piece, None, mine), strict=True):
+            found[moved(value.name, first)] = array
+
+    execute(pieces.before, 0)
+    for index in range(periods):
+        execute(pieces.layers, index * len(few.layers))
+        loads.append(found["load"])
+    return found | {"load": np.max(loads)}

@@ -61,7 +61,7 @@ def buffers(model: Model, envelope: Envelope, on_gpu: bool = True) -> list[Buffe
     """All of them, in the order in which a table shows them."""
     found = [Buffer(f"weights: {name}", n) for name, n in model.weight_parts.items()]
     found += _state(model, envelope)
-    found += _interface(model, envelope)
+    found += _interface(model, envelope, on_gpu)
     seen: set[LayerGeometry] = set()
     for layer in model.geometry.layers:
         if layer not in seen:
@@ -87,15 +87,17 @@ def _state(model: Model, e: Envelope) -> Iterator[Buffer]:
     yield Buffer("canvases", e.slots * canvas)
 
 
-def _interface(model: Model, e: Envelope) -> Iterator[Buffer]:
+def _interface(model: Model, e: Envelope, on_gpu: bool) -> Iterator[Buffer]:
     """Inputs and outputs of the graph, and what all layers of a pass share."""
     g, width = model.geometry, model.activation_bytes
     tokens = e.rows * g.canvas_length
-    vectors = 2 * tokens * g.hidden_size * width  # soft [R, L, D], hidden [R, L, D]
+    # [R, L, D] each: soft, hidden, and between plans what left one and what leaves the next.
+    vectors = (4 if on_gpu else 2) * tokens * g.hidden_size * width
     yield Buffer("inputs and outputs", vectors + tokens * INT64 + e.context * INT64)
     # Every layer's are outputs, of all rows, whatever is kept of them.
     fresh = tokens * sum(2 * x.num_key_value_heads * x.head_dim * width for x in g.layers)
     yield Buffer("fresh K and V", fresh)
+    # Of all layers, as in a plan of all of them; a plan of one period holds only its own.
     yield Buffer("K or V before they are put out", fresh // 2, PASS)
     keys = sum({layer.is_full: _keys(model, e, layer) for layer in g.layers}.values())
     # fp32, rounded to the activations' type, and the comparison they come from: [R, L, S] each.

@@ -6,17 +6,15 @@ to the next; knows nothing of what a layer computes.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from onnx import GraphProto, NodeProto
 
-from dgemma.engine.graph import ROW_INPUTS
+from dgemma.engine.graph import OF_LAYER, ROW_INPUTS
 
 BEFORE = -1  # in place of a layer's index: what is computed without any layer
-_OF_LAYER = re.compile(r"(layers|(?:pool|fresh)_[kv])\.(\d+)(?=\.|$)")
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ def cut(graph: GraphProto, depth: int) -> Cut:
 
 def layer_of(name: str) -> int:
     """The layer whose input or output of the graph is called `name`, or BEFORE."""
-    match = _OF_LAYER.match(name)
+    match = OF_LAYER.match(name)
     return int(match[2]) if match else BEFORE
 
 
@@ -76,7 +74,7 @@ def renamed(value: str, layer: int) -> str:
     """What a layer's `value` is called in the layer `layer`."""
     if layer_of(value) == BEFORE:
         return f"layers.{layer}/{value}"
-    return _OF_LAYER.sub(rf"\g<1>.{layer}", value, count=1)
+    return OF_LAYER.sub(rf"\g<1>.{layer}", value, count=1)
 
 
 def _stack(graph: GraphProto) -> str | None:

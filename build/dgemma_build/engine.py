@@ -23,8 +23,8 @@ from dgemma.profiles.locks import building
 from dgemma.sealed import FileRecord
 from dgemma.store_manifest import StoreManifest
 from dgemma.weight_store import WeightStore
+from dgemma_build import chain, cpu, emit_tail, gpu, in_turn, precision_pass, profiles
 from dgemma_build import compile as compiler
-from dgemma_build import cpu, emit_tail, gpu, in_turn, precision_pass, profiles
 from dgemma_build.definition import definition_digest
 from dgemma_build.envelope import Envelope
 from dgemma_build.flavours import FLAVOURS
@@ -33,7 +33,7 @@ from dgemma_build.quantize.run import quantize_checkpoint
 from dgemma_build.targets import Target, load_targets, select
 
 # What decides an engine besides the network's definition.
-_BUILDERS = (compiler, cpu, gpu, in_turn, precision_pass, profiles, *emit_tail.MODULES)
+_BUILDERS = (compiler, chain, cpu, gpu, in_turn, precision_pass, profiles, *emit_tail.MODULES)
 
 
 @dataclass(frozen=True)
@@ -248,7 +248,8 @@ def _made(out: Path, wanted: _Wanted, make: Callable[[Path], Parts]) -> Manifest
     work.mkdir(parents=True)
     try:
         parts = make(work)
-        names = (parts.graph, *parts.weights, *parts.tail, *parts.others)
+        plans = tuple(link.file for link in parts.chain) or (parts.graph,)
+        names = (*plans, *parts.weights, *parts.tail, *parts.others)
         manifest = Manifest(
             **vars(wanted),
             runtime=parts.runtime,
@@ -258,6 +259,7 @@ def _made(out: Path, wanted: _Wanted, make: Callable[[Path], Parts]) -> Manifest
             profiles=parts.profiles,
             tail=parts.tail,
             constants=parts.constants,
+            chain=parts.chain,
             files={name: FileRecord.of(work / name) for name in names},
             versions={name: importlib.metadata.version(name) for name in ("torch", "onnx")},
         )

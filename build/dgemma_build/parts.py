@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from dgemma.manifest import Binding, Runtime
+from dgemma.manifest import Binding, Link, Runtime
 
 Progress = Callable[[str, int, int], None]  # what, done, total
 
@@ -22,3 +22,4 @@ class Parts:
     others: tuple[str, ...] = ()  # such as a build log
     profiles: tuple[Mapping[str, tuple[int, int]], ...] = ()  # as in `Manifest`
     constants: str | None = None  # as in `Manifest`
+    chain: tuple[Link, ...] = ()  # as in `Manifest`

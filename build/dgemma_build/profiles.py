@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import onnx
 
+from dgemma.engine.graph import ENTERING
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
 from dgemma_build.envelope import Envelope
@@ -19,6 +20,7 @@ from dgemma_build.envelope import Envelope
 # The one place that says what the graph's dynamic axes are: (pattern of names, axis, size).
 _AXES = (
     *((name, 0, "rows") for name in ("ids", "soft", "denoise", "start", "valid", "slot")),
+    (ENTERING, 0, "rows"),
     ("pair_from", 0, "pairs"),
     ("pair_to", 0, "pairs"),
     ("context_index", 0, "context"),

@@ -14,7 +14,7 @@ from dgemma.geometry import Geometry
 from dgemma.precision import Policy
 from dgemma.sealed import FileRecord, Sealed
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 FILE_NAME = "manifest.json"
 REBUILD = "build it again with `dgemma-build engine --checkpoint DIR --target T --precision P`"
 _SEALED = Sealed("engine", FILE_NAME, SCHEMA_VERSION, REBUILD)
@@ -40,6 +40,15 @@ class Binding:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A plan of some layers, which is executed for each such group of layers in turn."""
+
+    file: str
+    names: tuple[str, ...]  # of its inputs and outputs; its own first layer is number 0
+    first_layers: tuple[int, ...]  # of each execution: which of the network's layers that is
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What was built, from what, and the files that make it up."""
 
@@ -49,7 +58,7 @@ class Manifest:
     runtime: Runtime
     geometry: Geometry
     source: str  # digest of the weights, if any, and of the network's definition
-    graph: str  # file name of what the runtime executes: an ONNX graph or a plan
+    graph: str  # file name of what the runtime executes: an ONNX graph or a plan of most layers
     weights: tuple[str, ...]  # file names of the weights, safetensors; none: they are a store's
     bindings: tuple[Binding, ...]
     files: Mapping[str, FileRecord]
@@ -59,7 +68,15 @@ class Manifest:
     profiles: tuple[Mapping[str, tuple[int, int]], ...] = ()
     tail: tuple[str, ...] = ()  # file names of the tail's graphs; none: the tail runs in torch
     constants: str | None = None  # `StoreManifest.content` of the weights that a plan holds itself
+    # Plans in the order of their execution; none: `graph` is the whole network. `bindings` are the
+    # network's, under its own names, and the residual stream between plans.
+    chain: tuple[Link, ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """What is executed, one plan or several."""
+        return self.chain or (Link(self.graph, tuple(b.name for b in self.bindings), (0,)),)
 
     def write(self, directory: Path) -> None:
         """Written last, so that a directory with a manifest is complete."""
@@ -84,7 +101,11 @@ class Manifest:
 def _parsed(data: dict[str, Any]) -> dict[str, Any]:
     bindings = (b | {"shape": tuple(b["shape"])} for b in data["bindings"])
     ranges = ({k: (low, high) for k, (low, high) in p.items()} for p in data.get("profiles", ()))
+    chain = data.get("chain", ())
     return data | {
+        "chain": tuple(
+            Link(link["file"], tuple(link["names"]), tuple(link["first_layers"])) for link in chain
+        ),
         "profiles": tuple(ranges),
         "geometry": Geometry.from_dict(data["geometry"]),
         "policy": Policy.from_dict(data["policy"]),

@@ -25,10 +25,21 @@ from rich.console import Console
 from rich.table import Table
 
 from dgemma.geometry import FULL, Geometry, LayerGeometry, Rope
+from dgemma.precision import policy_of
+from dgemma_build.chain import period, take_apart
 from dgemma_build.emit import emit, export
+from dgemma_build.gpu import prepare
 from dgemma_build.stitch import pattern, stitch
 from tests.dgemma.model.tiny_weights import random_network
-from tests.stitching import kinds, mixed_pass, operations, outputs, signature
+from tests.stitching import (
+    kinds,
+    mixed_pass,
+    operations,
+    outputs,
+    run_chain,
+    signature,
+    weights_of,
+)
 
 SECONDS, GIGABYTES = 100.0, 3.0
 PERIOD = "SSSSSF"
@@ -116,6 +127,20 @@ def proof(networks: Iterable[str]) -> Iterator[Line]:
         for fused in (False, True):
             geometry = network(letters, real=False)
             yield _pair(geometry, fused, f"{letters}{', fused' if fused else ''}")
+        if (few := period(geometry, policy_of("fp32"))[0]) != geometry:
+            yield _chained(geometry, few, f"{letters}, in plans of {len(few.layers)}")
+
+
+def _chained(geometry: Geometry, few: Geometry, name: str) -> Line:
+    """A period taken apart and executed for all layers, against the full export."""
+    full, repeated = (export(g, torch.float32, fused=False) for g in (geometry, few))
+    prepare(repeated, few, policy_of("fp32"))
+    pieces, periods = take_apart(repeated, few), len(geometry.layers) // len(few.layers)
+    weights, feeds = random_network(geometry), mixed_pass(geometry)
+    found = run_chain(pieces, few, periods, feeds | weights_of(weights))
+    wanted = zip(full.graph.output, outputs(full, weights, feeds), strict=True)
+    differ = [value.name for value, bits in wanted if not np.array_equal(found[value.name], bits)]
+    return Line(name, f"{len(differ)} outputs differ", "no bit", not differ)
 
 
 def _pair(geometry: Geometry, fused: bool, name: str) -> Line:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dgemma.compatibility import check_engine, why_not
+from dgemma.engine.weight_bindings import weight_inputs
 from dgemma.errors import ConfigurationError
 from dgemma.machine import Gpu, Machine
 from dgemma.manifest import FILE_NAME, Manifest, Runtime
@@ -16,7 +17,7 @@ from dgemma.store_manifest import StoreManifest
 from tests.dgemma.model.tiny_weights import random_network
 from tests.dgemma_build.quantized import whole_groups
 from tests.manifests import edit_manifest
-from tests.plans import PLAN, RUNTIME, write_plan, write_store
+from tests.plans import BEFORE, PLAN, RUNTIME, write_chain, write_plan, write_store
 
 GEOMETRY = whole_groups()
 SPARK = Gpu("NVIDIA GB10", "GPU-1", 121, "580.95", 2**37, 2**36)
@@ -96,6 +97,25 @@ def test_a_flipped_bit_anywhere_in_the_engine(engine: Path, name: str) -> None:
     # Where a bit of the manifest is its grammar, it is no manifest any more.
     unreadable = name == FILE_NAME and f"{engine / name}: cannot be read" in message
     assert unreadable or f"{engine / name}: its content has changed" in message
+
+
+@pytest.mark.parametrize("name", [BEFORE, PLAN])
+def test_a_flipped_bit_in_any_plan_of_a_chain(tmp_path: Path, name: str) -> None:
+    write_chain(tmp_path, GEOMETRY, "int4")
+    flip(tmp_path / name)
+    assert f"{tmp_path / name}: its content has changed" in refusal(tmp_path)
+
+
+def test_plans_in_a_chain_take_the_weights_of_all_layers(
+    engine: Path, store: Path, tmp_path: Path
+) -> None:
+    manifest = write_chain(tmp_path / "chain", GEOMETRY, "int4")
+    deep = replace(GEOMETRY, layers=2 * GEOMETRY.layers)
+    there = write_store(tmp_path / "deep", random_network(deep), "int4")
+    assert check_engine(tmp_path / "chain", HERE, store=there, geometry=deep) == manifest
+    inputs = {b.name for b in weight_inputs(manifest)}
+    assert inputs == set(StoreManifest.read(there).tensors)
+    assert "differs in layers" in refusal(tmp_path / "chain", store=store)
 
 
 # The weights

@@ -73,11 +73,11 @@ def test_a_manifest_that_was_cut_off(tmp_path: Path, content: str) -> None:
         Manifest.read(tmp_path)
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 4, "3", None])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 5, "4", None])
 def test_another_schema_is_refused_with_both_versions(tmp_path: Path, version: object) -> None:
     engine(tmp_path)
     edit_manifest(tmp_path, schema_version=version)
-    message = f"schema version {version}, this software reads 3"
+    message = f"schema version {version}, this software reads 4"
     with pytest.raises(ConfigurationError, match=message):
         Manifest.read(tmp_path)
 

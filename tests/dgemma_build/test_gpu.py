@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import dgemma_build.gpu
-from dgemma.engine.graph import ROW_INPUTS, pool_names
+from dgemma.engine.graph import ENTERING, LEAVING, ROW_INPUTS, pool_names
 from dgemma.errors import ConfigurationError
 from dgemma.manifest import FILE_NAME, Manifest
 from dgemma.precision import BLOCK_SCALE, ROW_SCALE, policy_of
@@ -22,15 +23,16 @@ from dgemma_build.engine import (
     build_from_store,
     build_plan,
 )
-from dgemma_build.gpu import LOG, PLAN
+from dgemma_build.gpu import BEFORE, LOG, PLAN
 from dgemma_build.parts import Parts
 from dgemma_build.quantize.run import quantize_checkpoint
 from tests.dgemma.model.tiny_weights import hf_tensors, random_network, write_weights
 from tests.dgemma_build.graphs import GEOMETRY
-from tests.plans import LIMITS, RUNTIME, bindings_of
+from tests.plans import LIMITS, RUNTIME, bindings_of, in_two
 from tests.shared import emitted, graphs
 
 NETWORK = random_network(GEOMETRY)
+TWICE = replace(GEOMETRY, layers=2 * GEOMETRY.layers)
 ONE_GATE = "layers.0.mlp.gate_proj.weight"
 
 
@@ -69,6 +71,33 @@ def test_a_plan_is_a_directory_with_a_log_and_a_manifest(directory: Path, precis
     limits = {size: manifest.profiles[0][size] for size in ("rows", "slots", "context", "capacity")}
     assert limits == {"rows": (1, 4), "slots": (1, 2), "context": (1, 128), "capacity": (1, 32)}
     assert (out / LOG).read_text().strip()
+
+
+def test_layers_that_repeat_are_compiled_once(directory: Path) -> None:
+    out, heard = directory / "repeated", list[int]()
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what == "compile":
+            heard.append(done)
+            assert done <= total
+
+    build_plan(TWICE, "sm121", "int4", out, progress, max_rows=4, max_context=128)
+    assert {path.name for path in out.iterdir()} == {BEFORE, PLAN, LOG, FILE_NAME}
+    manifest = Manifest.read(out)
+    manifest.verify(out)
+    assert {link.file: link.first_layers for link in manifest.chain} == {BEFORE: (0,), PLAN: (0, 2)}
+    plans = in_two(GEOMETRY, "int4")
+    assert {link.file: set(link.names) for link in manifest.chain} == {
+        file: {binding.name for binding in own} for file, own in plans.items()
+    }
+    found = {binding.name: binding for binding in manifest.bindings}
+    network = {binding.name: binding for binding in bindings_of(TWICE, "int4")}
+    between = {ENTERING: plans[PLAN][0], LEAVING: plans[PLAN][-1]}
+    assert found == network | between
+    assert manifest.profiles[0].keys() == LIMITS.keys()
+    assert heard == sorted(heard)
+    log = (out / LOG).read_text()
+    assert f"info: {BEFORE}\n" in log and f"info: {PLAN}\n" in log
 
 
 def test_weights_and_their_scales_are_bindings_as_a_store_lays_them_out(directory: Path) -> None:

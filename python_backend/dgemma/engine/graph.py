@@ -5,7 +5,12 @@ Knows the order and the names; knows nothing of ONNX or of a runtime.
 
 from __future__ import annotations
 
+import re
+
 from dgemma.geometry import Geometry
+
+# What is named after the layer that it belongs to.
+OF_LAYER = re.compile(r"(layers|(?:pool|fresh)_[kv])\.(\d+)(?=\.|$)")
 
 # In the order of `Network.forward` and of `RowIndex`'s fields.
 ROW_INPUTS = (
@@ -20,6 +25,14 @@ ROW_INPUTS = (
     "context_index",
     "ring_index",
 )
+
+# The residual stream, `[R, L, D]`, where a network is cut in plans.
+ENTERING, LEAVING = "entering", "leaving"
+
+
+def moved(name: str, layers: int) -> str:
+    """What `name` is called so many layers further on."""
+    return OF_LAYER.sub(lambda found: f"{found[1]}.{int(found[2]) + layers}", name, count=1)
 
 
 def pool_names(geometry: Geometry) -> list[str]:

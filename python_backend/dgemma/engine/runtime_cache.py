@@ -18,9 +18,9 @@ from dgemma.manifest import Manifest
 logger = logging.getLogger(__name__)
 
 
-def cache_key(manifest: Manifest, gpu: Gpu) -> str:
-    """Changes with the plan, the GPU, the runtime's version and the driver."""
-    plan = manifest.files[manifest.graph].sha256
+def cache_key(manifest: Manifest, file: str, gpu: Gpu) -> str:
+    """Changes with the plan `file`, the GPU, the runtime's version and the driver."""
+    plan = manifest.files[file].sha256
     runtime = manifest.runtime
     parts = (plan, gpu.name, gpu.uuid, gpu.driver, runtime.flavour, runtime.version)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
@@ -39,8 +39,8 @@ class RuntimeCache:
     path: Path
 
     @classmethod
-    def of(cls, directory: Path, manifest: Manifest, gpu: Gpu) -> RuntimeCache:
-        return cls(directory / f"kernels-{cache_key(manifest, gpu)}.bin")
+    def of(cls, directory: Path, manifest: Manifest, file: str, gpu: Gpu) -> RuntimeCache:
+        return cls(directory / f"kernels-{cache_key(manifest, file, gpu)}.bin")
 
     def read(self) -> bytes:
         """Empty where there is none."""

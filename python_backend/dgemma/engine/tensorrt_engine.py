@@ -1,4 +1,4 @@
-"""The engine of GPUs: a pass through a TensorRT plan, of either flavour.
+"""The engine of GPUs: a pass through TensorRT plans, of either flavour.
 
 Knows the order of a load and of a pass; buckets, places in memory, checks and whatever else can be
 known without a GPU live beside it. Weights, pools, inputs and outputs are on the device once, at
@@ -19,11 +19,11 @@ from torch import Tensor
 from dgemma.compatibility import check_engine
 from dgemma.engine.base import Capacity, Row, Snapshot
 from dgemma.engine.batch import check
-from dgemma.engine.binding_plan import DESCRIPTION, EMBEDDING, BindingPlan
+from dgemma.engine.binding_plan import DESCRIPTION, EMBEDDING, LOAD, BindingPlan
 from dgemma.engine.buckets import Bucket, Buckets, padded, pairs_of
 from dgemma.engine.device import CudaDevice, Device
 from dgemma.engine.device_memory import check_memory, view
-from dgemma.engine.device_pass import DevicePass
+from dgemma.engine.device_pass import DevicePass, Execution
 from dgemma.engine.device_pools import put_positions, read_positions, write_rows
 from dgemma.engine.device_weights import Progress, load_weights
 from dgemma.engine.graph import fresh_names, pool_names
@@ -76,11 +76,19 @@ class TensorRTEngine:
         buckets = list(self._buckets.all())
         layout = self._layout = BindingPlan.of(manifest, capacity, self._buckets.largest)
         layout.check(str(path))
+        self._executions = list(layout.executions())
         self._path, self._device = path, device()
         needs = {**layout.needs, "prefix cache": snapshot_bytes}
         check_memory(path, needs, self._device.free_bytes())
-        kernels = RuntimeCache.of(cache or default_directory(), manifest, here.gpu)
-        self._plan = Plan(directory, manifest, kernels, load)
+        kept = cache or default_directory()
+        self._plans = {
+            link.file: Plan(
+                *(directory, manifest, link),
+                RuntimeCache.of(kept, manifest, link.file, here.gpu),
+                load,
+            )
+            for link in manifest.links
+        }
         self._weights, self._pool, self._pass = (
             self._device.allocate(arena.nbytes)
             for arena in (layout.weights, layout.pools, layout.pass_)
@@ -92,7 +100,8 @@ class TensorRTEngine:
         self.pools = [view(layout.pools, self._pool, name) for name in pool_names(self.geometry)]
         self._windows = lru_cache(None)(self._look)
         self._said = self._device.staging(layout.description_bytes)
-        self._heard = self._device.staging(8).view(torch.int64)
+        loads = layout.pass_.places[LOAD]
+        self._heard = self._device.staging(loads.nbytes).view(torch.int64).view(loads.shape)
         self._scratch = self._device.allocate(1)
         self._passes: dict[Bucket, DevicePass] = {}
         self.reruns = 0
@@ -139,9 +148,9 @@ class TensorRTEngine:
 
     def _load(self) -> int:
         """The largest expert load: all that the host reads of a pass."""
-        self._heard.copy_(view(self._layout.pass_, self._pass, "load"), non_blocking=True)
+        self._heard.copy_(view(self._layout.pass_, self._pass, LOAD), non_blocking=True)
         self._device.wait()
-        return int(self._heard)
+        return int(self._heard[:, 0].max())
 
     def _describe(self, rows: Sequence[Row], bucket: Bucket) -> None:
         """Put a pass into the inputs, padded to its bucket; one copy for all but ids and soft."""
@@ -183,20 +192,25 @@ class TensorRTEngine:
             (layout.pools, self._pool),
             (layout.pass_, self._pass),
         )
-        addresses = {
+        at = {
             name: memory.data_ptr() + place.offset
             for arena, memory in arenas
             for name, place in arena.places.items()
-            if name in layout.bound
         }
-        return DevicePass(
-            self._plan.context(),
-            self._buckets.profile(bucket),
-            {name: shapes[name] for name in layout.dynamic_inputs()},
-            addresses,
-            self._memory,
-            self._device,
-        )
+        executions = [
+            Execution(
+                self._plans[file].context(),
+                {
+                    name: shapes[tensor.binding.name]
+                    for name, tensor in tensors.items()
+                    if tensor.binding.is_input and -1 in tensor.binding.shape
+                },
+                {name: at[tensor.place] + tensor.offset for name, tensor in tensors.items()},
+            )
+            for file, tensors in self._executions
+        ]
+        profile = self._buckets.profile(bucket)
+        return DevicePass(executions, profile, self._memory, self._device)
 
     def _memory(self, nbytes: int) -> Tensor:
         """What passes share, or for one that needs more, memory of its own."""
@@ -225,4 +239,5 @@ class TensorRTEngine:
                 ready.run()
                 ready.capture()
             progress("shapes", done + 1, len(buckets))
-        self._plan.keep_kernels()
+        for plan in self._plans.values():
+            plan.keep_kernels()

@@ -13,9 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from dgemma.engine.graph import moved
 from dgemma.engine.runtime_cache import RuntimeCache
 from dgemma.errors import ConfigurationError
-from dgemma.manifest import REBUILD, Binding, Manifest
+from dgemma.manifest import REBUILD, Binding, Link, Manifest
 
 logger = logging.getLogger(__name__)
 
@@ -41,11 +42,12 @@ class Plan:
         self,
         directory: Path,
         manifest: Manifest,
+        link: Link,
         cache: RuntimeCache,
         load: Callable[[str], Any] = importlib.import_module,
     ) -> None:
         """Raises ConfigurationError where TensorRT does not take the plan, with its own reason."""
-        self.path = directory / manifest.graph
+        self.path = directory / link.file
         trt = self._trt = load(manifest.runtime.flavour)
         self._log = _logger(trt)
         self._runtime = trt.Runtime(self._log)
@@ -56,7 +58,7 @@ class Plan:
                 f"{self.path}: {manifest.runtime.flavour} {trt.__version__} cannot load it: "
                 f"{reason}; a plan is loaded on the GPU that it was compiled for; {REBUILD}"
             )
-        self._check(manifest)
+        self._check(manifest, link)
         self._cache = cache
         self._kernels: Any = None
         self._config = self._rtx_config() if manifest.runtime.flavour == "tensorrt_rtx" else None
@@ -90,11 +92,12 @@ class Plan:
             logger.warning("kernels are not kept: TensorRT refused the cache")
         return config
 
-    def _check(self, manifest: Manifest) -> None:
+    def _check(self, manifest: Manifest, link: Link) -> None:
         """ConfigurationError where the plan is not what its manifest says: memory depends on it."""
         engine, trt = self.engine, self._trt
         names = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
-        said = {b.name: b for b in manifest.bindings}
+        every = {b.name: b for b in manifest.bindings}
+        said = {name: every[moved(name, link.first_layers[0])] for name in link.names}
         if odd := sorted(said.keys() ^ set(names)):
             raise ConfigurationError(
                 f"{self.path}: plan and manifest differ in {', '.join(odd[:5])}; {REBUILD}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dgemma.engine.graph import ROW_INPUTS, pool_names
+from dgemma.engine.graph import ENTERING, ROW_INPUTS, pool_names
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
 from dgemma.manifest import Binding, Manifest
@@ -25,7 +25,7 @@ def pass_inputs(geometry: Geometry) -> frozenset[str]:
 
 def weight_inputs(manifest: Manifest) -> list[Binding]:
     """The plan's inputs that a store holds, in the plan's order."""
-    known = pass_inputs(manifest.geometry)
+    known = {*pass_inputs(manifest.geometry), ENTERING}
     return [b for b in manifest.bindings if b.is_input and b.name not in known]
 
 

@@ -106,11 +106,20 @@ class Network(nn.Module):
         `ids` int64 `[R, L]`; `soft` `[R, L, D]`, zero where a canvas has no previous step;
         `room` `arange(C)`; `pools` K then V of each layer, `[slots, G, W or N, d]`.
         """
+        x, load, fresh = self.pass_layers(self.enter(ids, soft, rows.denoise), rows, room, pools)
+        return self.norm(x), load, fresh
+
+    def enter(self, ids: Tensor, soft: Tensor, denoise: Tensor) -> Tensor:
+        """What enters the layers, `[R, L, D]`."""
         # HF rounds the scale to the weights' dtype: 53.0 and not 53.07 in BF16.
         embedded = self.embed_tokens(ids) * self.embed_scale.to(soft.dtype)
-        x = torch.where(
-            rows.denoise[:, None, None], self.self_conditioning.mix(embedded, soft), embedded
-        )
+        mixed = self.self_conditioning.mix(embedded, soft)
+        return torch.where(denoise[:, None, None], mixed, embedded)
+
+    def pass_layers(
+        self, x: Tensor, rows: RowIndex, room: Tensor, pools: list[Tensor]
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """What leaves the layers that `x [R, L, D]` entered, the largest load, and fresh K, V."""
         keys: dict[LayerGeometry, Keys] = {}
         fresh: list[Tensor] = []
         loads: list[Tensor] = []
@@ -122,4 +131,4 @@ class Network(nn.Module):
             x, k, v, load = layer(x, keys[geometry], rows.denoise, pool_k, pool_v, room)
             fresh += [k, v]
             loads.append(load)
-        return self.norm(x), torch.stack(loads).amax(0), fresh
+        return x, torch.stack(loads).amax(0), fresh

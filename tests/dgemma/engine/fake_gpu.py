@@ -70,7 +70,7 @@ class FakeTensorRT:
         self.stream = 7
         self.captured: list[tuple[IExecutionContext, int]] | None = None
         self.runs = 0
-        self._network: tuple[dict[str, int], Network] | None = None
+        self._networks: dict[frozenset[tuple[str, int]], Network] = {}
         self.DataType, self.ILogger = api.DataType, ILogger
         self.TensorIOMode, self.TensorLocation = api.TensorIOMode, api.TensorLocation
         self.ExecutionContextAllocationStrategy = api.ExecutionContextAllocationStrategy
@@ -114,13 +114,13 @@ class FakeTensorRT:
         self, engine: ICudaEngine, addresses: dict[str, int], read: Callable[[str], Tensor]
     ) -> Network:
         """What the bound weights make; they never move and never change."""
-        weights = {name: at for name, at in addresses.items() if name in engine._weights}
-        if self._network is None or self._network[0] != weights:
+        weights = frozenset((n, at) for n, at in addresses.items() if n in engine._weights)
+        if weights not in self._networks:
             with torch.device("meta"):
                 network = Network(engine._geometry)
             fill(network, ((n, _real(engine, n, read)) for n in engine._parameters), torch.float32)
-            self._network = weights, network
-        return self._network[1]
+            self._networks[weights] = network
+        return self._networks[weights]
 
 
 def _real(engine: ICudaEngine, name: str, read: Callable[[str], Tensor]) -> Tensor:

@@ -13,20 +13,22 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+from dataclasses import replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from dgemma.engine.graph import ROW_INPUTS, fresh_names, pool_names
+from dgemma.engine.graph import ENTERING, LEAVING, ROW_INPUTS, fresh_names, moved, pool_names
 from dgemma.geometry import Geometry
-from dgemma.manifest import Binding, Manifest
+from dgemma.manifest import Binding, Link, Manifest
 from dgemma.model.attention import RowIndex
 from dgemma.model.checkpoint import parameter_shapes
 from dgemma.precision import BLOCK_SCALE, ROW_SCALE
 
 if TYPE_CHECKING:
+    from dgemma.model.network import Network
     from tests.dgemma.engine.fake_gpu import FakeTensorRT
 
 VERSION = "1.7.1.116"
@@ -86,13 +88,21 @@ def _is(value: Any, kind: type | tuple[type, ...], what: str) -> Any:
     return value
 
 
-def plan_bytes(manifest: Manifest) -> bytes:
-    """What `deserialize_cuda_engine` takes for the plan of a manifest."""
+def plan_bytes(manifest: Manifest, link: Link | None = None) -> bytes:
+    """What `deserialize_cuda_engine` takes for the only plan of a manifest, or for `link`'s.
+
+    Which layers of a network are a plan's is known from its pools.
+    """
+    link = link or manifest.links[0]
+    known = {b.name: b for b in manifest.bindings}
+    own = [replace(known[moved(name, link.first_layers[0])], name=name) for name in link.names]
+    depth = sum(name.startswith("pool_k.") for name in link.names)
+    geometry = replace(manifest.geometry, layers=manifest.geometry.layers[:depth])
     return json.dumps(
         {
-            "geometry": manifest.geometry.to_dict(),
+            "geometry": geometry.to_dict(),
             "policy": manifest.policy.to_dict(),
-            "bindings": [vars(binding) for binding in manifest.bindings],
+            "bindings": [vars(binding) for binding in own],
             "profiles": manifest.profiles,
         }
     ).encode()
@@ -158,7 +168,7 @@ class ICudaEngine:
         parts = (b | {"shape": tuple(b["shape"])} for b in plan["bindings"])
         self._bindings = {b["name"]: Binding(**b) for b in parts}
         self._profiles: list[dict[str, list[int]]] = plan["profiles"]
-        self._parameters = list(parameter_shapes(self._geometry))
+        self._parameters = [n for n in parameter_shapes(self._geometry) if n in self._bindings]
         ends = ("", BLOCK_SCALE, ROW_SCALE)
         names = {name + end for name in self._parameters for end in ends}
         self._weights = names & self._bindings.keys()
@@ -224,7 +234,13 @@ class IExecutionContext:
         if not binding.is_input or len(_is(shape, tuple, "shape")) != len(binding.shape):
             return False
         limits = self._engine._profiles[self._profile]
-        size = {"ids": "rows", "soft": "rows", "context_index": "context", "room": "capacity"}
+        size = {
+            "ids": "rows",
+            "soft": "rows",
+            ENTERING: "rows",
+            "context_index": "context",
+            "room": "capacity",
+        }
         size |= {"pair_to": "pairs", "pair_from": "pairs", "ring_index": "ring"}
         if (known := size.get(name)) and not limits[known][0] <= shape[0] <= limits[known][1]:
             return False
@@ -248,8 +264,8 @@ class IExecutionContext:
 
     def update_device_memory_size_for_shapes(self) -> int:
         assert not self.infer_shapes(), "all shapes come first"
-        sizes = [*self._shapes["ids"], *self._shapes["context_index"], *self._shapes["room"]]
-        return math.prod(sizes)
+        names = ("ids", ENTERING, "context_index", "room")
+        return math.prod(size for name in names for size in self._shapes.get(name, ()))
 
     def set_device_memory(self, memory: int, size: int) -> None:
         assert _is(size, int, "size") >= self.update_device_memory_size_for_shapes()
@@ -272,30 +288,41 @@ class IExecutionContext:
         return True
 
     def _execute(self) -> None:
-        world, g = self._engine._world, self._engine._geometry
+        world, engine = self._engine._world, self._engine
         world.runs += 1
-        read = self._read
-        real = _DTYPES[self._engine._bindings["soft"].dtype][1]
-        network = world.network(self._engine, self._addresses, read)
-        rows = {name: read(name) for name in ROW_INPUTS[2:]}
-        assert int(rows["slot"].max()) < self._shapes["pool_k.0"][0]
+        network = world.network(engine, self._addresses, self._read)
+        outputs, void = {}, False
         with torch.inference_mode():
-            hidden, load, fresh = network(
-                read("ids"),
-                read("soft").float(),
-                RowIndex(**rows),
-                torch.arange(self._shapes["room"][0]),
-                [read(name).float() for name in pool_names(g)],
-            )
-        outputs = {"hidden": hidden, "load": load, **dict(zip(fresh_names(g), fresh, strict=True))}
-        void = int(load) > self._shapes["room"][0]
-        for name, tensor in outputs.items():
-            binding = self._engine._bindings[name]
-            kind = torch.int64 if name == "load" else real
+            if ENTERING in engine._bindings:
+                assert self._addresses[ENTERING] != self._addresses.get(LEAVING)
+                x = self._read(ENTERING).float()
+            else:
+                ids, soft, denoise = map(self._read, ("ids", "soft", "denoise"))
+                x = network.enter(ids, soft.float(), denoise)
+            if engine._geometry.layers:
+                x, outputs, void = self._layers(network, x)
+        for name, tensor in {LEAVING: x, **outputs}.items():
+            if (binding := engine._bindings.get(name)) is None:
+                assert name == LEAVING, "a network in one plan"
+                continue
+            kind = _DTYPES[binding.dtype][1]
             assert len(tensor.shape) == len(binding.shape)
             if void and name != "load":
                 tensor = torch.full_like(tensor, torch.nan)  # nothing may depend on it
             _at(self._addresses[name], tuple(tensor.shape), kind).copy_(tensor)
+
+    def _layers(self, network: Network, x: Tensor) -> tuple[Tensor, dict[str, Tensor], bool]:
+        """What leaves the layers, the other outputs, and whether they are void."""
+        g, room = self._engine._geometry, self._shapes["room"][0]
+        rows = {name: self._read(name) for name in ROW_INPUTS[2:]}
+        assert int(rows["slot"].max()) < self._shapes["pool_k.0"][0]
+        pools = [self._read(name).float() for name in pool_names(g)]
+        # An overflow before has left nothing to look at.
+        x, load, fresh = network.pass_layers(
+            x.nan_to_num(), RowIndex(**rows), torch.arange(room), pools
+        )
+        outputs = dict(zip(fresh_names(g), fresh, strict=True))
+        return x, {"hidden": network.norm(x), "load": load, **outputs}, int(load) > room
 
     def _read(self, name: str) -> Tensor:
         binding = self._engine._bindings[name]

@@ -13,7 +13,7 @@ from dgemma.engine.weight_bindings import stored_as, weight_inputs
 from dgemma.errors import ConfigurationError
 from dgemma.manifest import Binding, Manifest
 from tests.dgemma_build.quantized import whole_groups
-from tests.plans import write_plan
+from tests.plans import BEFORE, PLAN, write_chain, write_plan
 
 GEOMETRY = whole_groups()
 CAPACITY = Capacity(slots=3, context=100, rows=6)
@@ -49,7 +49,7 @@ def test_places_are_of_the_largest_pass(manifest: Manifest) -> None:
     assert list(plan.pools.places) == pool_names(GEOMETRY)
     small = plan.shapes(Bucket(rows=2, pairs=0, context=64, ring=12, room=8))
     assert small["ids"] == (2, GEOMETRY.canvas_length) and small["pair_to"] == (0,)
-    assert small["context_index"] == (64,) and small["room"] == (8,) and small["load"] == ()
+    assert small["context_index"] == (64,) and small["room"] == (8,)
     assert small["pool_v.1"] == (3, 2, 100, 32)  # what a pass reads of it varies, not what it is
 
 
@@ -92,6 +92,33 @@ def test_a_plan_that_holds_its_weights_leaves_the_embedding_to_the_tail(
     weights = {b.name for b in weight_inputs(manifest)}
     whole = replace(manifest, bindings=tuple(b for b in manifest.bindings if b.name not in weights))
     plan = BindingPlan.of(whole, CAPACITY, LARGEST)
-    assert list(plan.weights.places) == [EMBEDDING] and EMBEDDING not in plan.bound
+    assert list(plan.weights.places) == [EMBEDDING]
+    (execution,) = plan.executions()
+    assert EMBEDDING not in execution.tensors
     assert plan.weights.places[EMBEDDING].shape == (GEOMETRY.vocab_size, GEOMETRY.hidden_size)
     assert plan.weights.places[EMBEDDING].dtype == "BF16"
+
+
+def test_what_leaves_one_execution_enters_the_next(tmp_path: Path) -> None:
+    manifest = write_chain(tmp_path, GEOMETRY, "bf16")
+    plan = BindingPlan.of(manifest, CAPACITY, LARGEST)
+    before, first, second = plan.executions()
+    assert [e.file for e in (before, first, second)] == [BEFORE, PLAN, PLAN]
+    for one, other in ((before, first), (first, second)):
+        assert one.tensors["leaving"].place == other.tensors["entering"].place
+    for execution in (first, second):
+        places = [t.place for t in execution.tensors.values()]
+        assert len(set(places)) == len(places), "nothing is read and written at once"
+    assert first.tensors[GATE].place == GATE
+    assert second.tensors[GATE].place == "layers.2.mlp.gate_proj.weight"
+    assert second.tensors["pool_k.1"].place == "pool_k.3"
+    assert second.tensors["fresh_v.0"].place == "fresh_v.2"
+    assert second.tensors["start"].place == "start"
+
+
+def test_each_execution_has_a_load_of_its_own(tmp_path: Path) -> None:
+    manifest = write_chain(tmp_path, GEOMETRY, "bf16")
+    plan = BindingPlan.of(manifest, CAPACITY, LARGEST)
+    loads = [e.tensors["load"].offset for e in plan.executions() if "load" in e.tensors]
+    assert loads == [0, ALIGNMENT]
+    assert plan.pass_.places["load"].nbytes == 2 * ALIGNMENT

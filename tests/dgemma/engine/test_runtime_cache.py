@@ -23,21 +23,21 @@ def manifest(tmp_path: Path) -> Manifest:
 
 def test_kernels_belong_to_a_plan_a_gpu_a_version_and_a_driver(manifest: Manifest) -> None:
     keys = {
-        cache_key(manifest, GPU),
-        cache_key(manifest, replace(GPU, uuid="GPU-2")),
-        cache_key(manifest, replace(GPU, name="RTX 5090")),
-        cache_key(manifest, replace(GPU, driver="590.1")),
-        cache_key(replace(manifest, runtime=Runtime("tensorrt_rtx", "1.8", 121)), GPU),
-        cache_key(replace(manifest, files={PLAN: FileRecord(1, "other")}), GPU),
+        cache_key(manifest, PLAN, GPU),
+        cache_key(manifest, PLAN, replace(GPU, uuid="GPU-2")),
+        cache_key(manifest, PLAN, replace(GPU, name="RTX 5090")),
+        cache_key(manifest, PLAN, replace(GPU, driver="590.1")),
+        cache_key(replace(manifest, runtime=Runtime("tensorrt_rtx", "1.8", 121)), PLAN, GPU),
+        cache_key(replace(manifest, files={PLAN: FileRecord(1, "other")}), PLAN, GPU),
     }
     assert len(keys) == 6
-    assert cache_key(manifest, replace(GPU, free_bytes=0)) == cache_key(manifest, GPU)
+    assert cache_key(manifest, PLAN, replace(GPU, free_bytes=0)) == cache_key(manifest, PLAN, GPU)
 
 
 def test_what_was_written_is_read_and_nothing_else_is_left(
     manifest: Manifest, tmp_path: Path
 ) -> None:
-    cache = RuntimeCache.of(tmp_path / "cache", manifest, GPU)
+    cache = RuntimeCache.of(tmp_path / "cache", manifest, PLAN, GPU)
     assert cache.read() == b""
     cache.write(b"kernels")
     cache.write(b"more kernels")
@@ -50,7 +50,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning(
 ) -> None:
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.WARNING):
-        RuntimeCache.of(tmp_path / "file", manifest, GPU).write(b"kernels")
+        RuntimeCache.of(tmp_path / "file", manifest, PLAN, GPU).write(b"kernels")
     assert "kernels are not kept for the next start" in caplog.text
 
 

@@ -69,9 +69,10 @@ class Bench:
         return TensorRTEngine(self.directory, self.store, CAPACITY, **(given | changes))
 
     def reference(self) -> TorchReference:
+        stored = WeightStore.open(self.store)
         with torch.device("meta"):
-            network = Network(GEOMETRY)
-        fill(network, WeightStore.open(self.store).parameters(), torch.float32)
+            network = Network(stored.manifest.geometry)
+        fill(network, stored.parameters(), torch.float32)
         return TorchReference(network, CAPACITY)
 
 

@@ -53,7 +53,7 @@ def test_a_plan_is_refused_with_tensorrts_own_reason(
     manifest = write_plan(tmp_path, whole_groups(), "bf16")
     (tmp_path / PLAN).write_bytes(content or small_plan())
     with pytest.raises(ConfigurationError) as caught:
-        Plan(tmp_path, manifest, RuntimeCache(tmp_path / "cache"))
+        Plan(tmp_path, manifest, *manifest.links, RuntimeCache(tmp_path / "cache"))
     message = str(caught.value)
     assert f"{PLAN}: tensorrt_rtx {trt.__version__} cannot load it: " in message
     assert said in message and "on the GPU that it was compiled for" in message
@@ -77,4 +77,4 @@ def test_what_is_no_manifests_plan_is_refused(tmp_path: Path) -> None:
     (tmp_path / PLAN).write_bytes(fake.plan_bytes(other))
     world = FakeTensorRT()
     with pytest.raises(ConfigurationError, match=r"plan and manifest differ in layers\.0\."):
-        Plan(tmp_path, manifest, RuntimeCache(tmp_path / "cache"), lambda name: world)
+        Plan(tmp_path, manifest, *manifest.links, RuntimeCache(tmp_path / "cache"), lambda _: world)
