@@ -15,6 +15,7 @@ from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
 from dgemma.manifest import Runtime
 from dgemma.precision import Policy
+from dgemma.targets import Target
 from dgemma.weight_store import WeightStore
 from dgemma_build import compile as compiler
 from dgemma_build.compile_apart import compile_apart
@@ -25,7 +26,6 @@ from dgemma_build.in_turn import in_turn
 from dgemma_build.parts import Parts, Progress
 from dgemma_build.precision_pass import apply_precision
 from dgemma_build.profiles import limits, profiles
-from dgemma_build.targets import Target
 
 PLAN, LOG = "plan.engine", "build.log"
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dgemma.errors import ConfigurationError
-from dgemma_build.targets import Gpu, Target, load_targets, select
+from dgemma.targets import Gpu, Target, load_targets, select
 
 ENTRY = """
 flavour = "tensorrt_rtx"
