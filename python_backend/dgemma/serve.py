@@ -36,12 +36,16 @@ def serve(model_repository: Path) -> None:
     with _on_signal(_interrupt), server, _on_signal(stop.set):
         print(
             f"ready: gRPC {server.grpc_url}, metrics {server.metrics_url}, "
-            f"{settings.slots} slots; Ctrl-C stops it",
+            f"{settings.slots} slots{_simulated(settings)}; Ctrl-C stops it",
             flush=True,
         )
         while not stop.wait(CHECK_EVERY_S):
             server.check()
         print("stopping: finishing what is in flight", flush=True)
+
+
+def _simulated(settings: Settings) -> str:
+    return "" if settings.simulate is None else f", simulated {settings.simulate}"
 
 
 def _interrupt() -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from dgemma.answer import annotate
 from dgemma.chat import ChatTokenizer
@@ -19,10 +20,12 @@ from dgemma.profiles.locks import InUse
 from dgemma.profiles.selection import Selection
 from dgemma.request import RawRequest, Request
 from dgemma.scheduler.events import Event, Finished, Sink, Usage
-from dgemma.scheduler.options import Options
 from dgemma.settings import Settings
 from dgemma.tenants.caller import Caller, Door, OpenDoor
 from dgemma.tenants.ledger import Ledger
+
+if TYPE_CHECKING:
+    from dgemma.simulated.simulation import Simulation
 
 logger = logging.getLogger(__name__)
 
@@ -65,13 +68,14 @@ class Service:
         in_use: InUse | None = None,
         door: Door | None = None,
         ledger: Ledger | None = None,
+        simulation: Simulation | None = None,
     ) -> None:
         """Without a door everybody is one tenant; without a ledger no usage is kept.
 
         `selection` says what runs; `in_use` is what nobody may remove until `close`. Door and
-        ledger are closed with the service.
+        ledger are closed with the service. What a `simulation` answers is marked as such.
         """
-        self.annotate, self.selection = annotate, selection
+        self.annotate, self.selection, self.simulation = annotate, selection, simulation
         self._in_use = in_use or InUse()
         self._parser, self._scheduler = parser, scheduler
         self._door, self._ledger = door or OpenDoor(), ledger
@@ -91,23 +95,9 @@ class Service:
 
         Raises ConfigurationError where a file or a setting is at fault.
         """
-        from dgemma.assemble import assemble  # brings torch, which is not needed to test threads
+        from dgemma.loading import load  # brings torch, which is not needed to test threads
 
-        parts = assemble(
-            settings.models,
-            settings.checkpoint,
-            profile=settings.profile,
-            slots=settings.slots,
-            max_model_len=settings.max_model_len,
-            threads=settings.threads or 0,
-            store=settings.store,
-            options=Options(
-                fair=settings.scheduler == "fair",
-                prefix_cache_bytes=settings.prefix_cache_mib << 20,
-                prefill_rows=settings.prefill_rows,
-                max_queued=settings.max_queued,
-            ),
-        )
+        parts = load(settings)
         tokenizer = ChatTokenizer.from_checkpoint(settings.checkpoint)
         ledger = None if settings.ledger is None else Ledger(settings.ledger)
         door = None
@@ -124,6 +114,7 @@ class Service:
             in_use=parts.in_use,
             door=door,
             ledger=ledger,
+            simulation=parts.simulation,
         )
 
     def identify(self, authorization: str | None) -> Caller:
@@ -170,6 +161,8 @@ class Service:
         self._door.close()
         if self._ledger is not None:
             self._ledger.close()
+        if self.simulation is not None:
+            logger.warning("%s", self.simulation.report())
 
     def _refuse(self, why: str) -> None:
         with self._lock:
@@ -222,6 +215,8 @@ class Service:
         if request_id not in self._open:
             return  # it has had its last event
         request, sink = self._open[request_id]
+        if self.simulation is not None and isinstance(event, Finished):
+            event = replace(event, usage=replace(event.usage, simulated=self.simulation.name))
         sink(event)
         if isinstance(event, Finished):
             self._ended += 1

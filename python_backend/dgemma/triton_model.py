@@ -24,6 +24,7 @@ from dgemma.request import RawRequest
 from dgemma.responder import Conversation, Responder
 from dgemma.service import Service
 from dgemma.settings import Settings
+from dgemma.simulated.metrics import DeviceMetrics
 from dgemma.triton_server.python import check_numpy
 
 logger = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class TritonModel:
         service.after_passes(self._responder.poll)
         self._numbers = itertools.count(1)
         self._metrics = _profile_metric(pb_utils, service.selection) if service.selection else None
+        self._device = service.simulation and DeviceMetrics(pb_utils, service.simulation)
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Check and queue the requests; their responses come from another thread."""
@@ -99,6 +101,8 @@ class TritonModel:
             logger.warning("cancelling what did not finish in %s s", self._drain_timeout_s)
         self._service.close()
         self._responder.close()
+        if self._device:
+            self._device.close()
 
 
 def _profile_metric(pb_utils: Any, selection: Selection) -> tuple[Any, Any]:

@@ -1,7 +1,7 @@
 """How many bytes a network's weights and K/V are, and how many of them a pass must read.
 
 Knows a geometry, a policy and the width of an activation, and computes; knows nothing of GPUs.
-Shapes: W sliding window, G K/V heads, d head size, T tokens of a pass, E experts, k of them a token.
+Shapes: W sliding window, G K/V heads, d head size, T tokens of a pass, E experts, k a token's.
 """
 
 from __future__ import annotations
@@ -152,7 +152,9 @@ def bytes_of(model: Model, contexts: Sequence[int], denoising: int) -> PassBytes
     untouched = round(model.weight_parts["experts"] * (1 - coverage(model.geometry, tokens)))
     embedding = model.embedding_bytes if denoising else 0
     weights = model.weight_bytes - untouched - (model.embedding_bytes - embedding)
-    kv = sum(kv_bytes(model, n, n).total for n in contexts)
+    window = model.geometry.sliding_window
+    rings = model.position.sliding * sum(min(window, context) for context in contexts)
+    kv = rings + model.position.full * sum(contexts)
     return PassBytes(weights, embedding, kv, gather=2 * kv)
 
 

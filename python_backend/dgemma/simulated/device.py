@@ -1,0 +1,65 @@
+"""A simulated device's time: when it works, when it has nothing to do, when it waits for the host.
+
+Knows moments; knows nothing of what a device computes. It is idle while the host works between two
+passes, as a GPU is whose host does nothing meanwhile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from dgemma.simulated.clock import Timekeeper
+
+
+@dataclass(frozen=True)
+class DeviceTime:
+    """Sums of seconds since the first piece of work began."""
+
+    busy: float = 0.0
+    idle: float = 0.0  # with and without anything to do
+    starved: float = 0.0  # of these: idle though there was something to do
+    pieces: int = 0  # of work: passes and copies
+
+    def __sub__(self, before: DeviceTime) -> DeviceTime:
+        """What has come since."""
+        return DeviceTime(
+            self.busy - before.busy,
+            self.idle - before.idle,
+            self.starved - before.starved,
+            self.pieces - before.pieces,
+        )
+
+    @property
+    def starved_share(self) -> float:
+        """Of the time in which there was something to do."""
+        wanted = self.busy + self.starved
+        return self.starved / wanted if wanted else 0.0
+
+
+class SimulatedDevice:
+    """One piece of work at a time."""
+
+    def __init__(self, clock: Timekeeper) -> None:
+        self.clock = clock
+        self.spent = DeviceTime()
+        self._free_at: float | None = None
+        # Since when there has been something to do; without knowing better, always.
+        self.wanted_since: Callable[[], float] = lambda: 0.0
+
+    def run(self, seconds: Callable[[], float]) -> None:
+        """Work for so long, from now on, and return when it is done.
+
+        How long is worked out when the work has begun: that takes none of the device's time.
+        """
+        began = self.clock()
+        if self._free_at is not None:
+            idle = max(0.0, began - self._free_at)
+            starved = min(idle, max(0.0, began - self.wanted_since()))
+            spent = self.spent
+            self.spent = replace(spent, idle=spent.idle + idle, starved=spent.starved + starved)
+        taken = seconds()
+        self._free_at = began + taken
+        self.clock.wait_until(self._free_at)
+        spent = self.spent
+        self.spent = replace(spent, busy=spent.busy + taken, pieces=spent.pieces + 1)
