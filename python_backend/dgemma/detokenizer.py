@@ -97,16 +97,18 @@ class Detokenizer(ABC):
     def push(self, token_ids: Iterable[int]) -> list[Piece]:
         """The pieces that these tokens settle."""
         pieces: list[Piece] = []
-        text_of = self._vocabulary.text
+        text_of, pending = self._vocabulary.text, self._pending
         for token_id in token_ids:
             text = text_of(token_id)
             if text is None:
                 self._held += 1
                 if settled := self._fragment(token_id):
                     pieces.append(self._piece(settled))
+                pending = self._pending
             elif text:
-                if self._pending:
+                if pending:
                     pieces.append(self._piece(self._settle()))
+                    pending = False
                 pieces.append(Piece(text if self._begun else self._first(token_id), 1))
                 self._begun = True
             elif self._held:

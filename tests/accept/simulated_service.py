@@ -5,18 +5,19 @@ Knows clients and the metrics of the device; what was promised is `tests.accept.
 
 from __future__ import annotations
 
+import itertools
 import re
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
-from dgemma.client import Client
+from dgemma.client import Client, gather
 from dgemma.settings import Settings
 from dgemma.simulated.device import DeviceTime
 from dgemma.simulated.metrics import EVERY_S, NAME
@@ -84,22 +85,21 @@ def together(server: TritonServer, streams: int, seconds: float) -> Occupancy:
 
     def ask(stream: int) -> None:
         with Client(server.grpc_url) as client:
-            number = 0
-            while time.monotonic() < until:
+            for number in itertools.count():
+                if time.monotonic() >= until:
+                    return
                 seed = 1000 * stream + number
                 prompt = "word " * (1 + seed % 7 * 50)
-                answer = list(client.stream(prompt, seed=seed, **ANSWER))
-                usages.append(answer[-1].usage or {})
-                number += 1
+                answer = gather(client.stream(prompt, seed=seed, **ANSWER))
+                usages.append(answer.usage)
 
-    before, began = device_time(server), time.monotonic()
-    threads = [threading.Thread(target=ask, args=(stream,)) for stream in range(streams)]
-    for thread in threads:
-        thread.start()
-    time.sleep(max(0.0, until - time.monotonic()))
-    spent, wall_s = device_time(server) - before, time.monotonic() - began
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(streams) as clients:
+        before, began = device_time(server), time.monotonic()
+        running = [clients.submit(ask, stream) for stream in range(streams)]
+        time.sleep(max(0.0, until - time.monotonic()))
+        spent, wall_s = device_time(server) - before, time.monotonic() - began
+    for each in running:
+        each.result()
     return Occupancy(wall_s, spent, usages)
 
 

@@ -26,6 +26,10 @@ class SimulatedEngine:
         self.platform, self.capacity, self.device = platform, capacity, device
         self.geometry: Geometry = platform.model.geometry
         self._held = [0] * capacity.slots
+        # By rows of a pass: the host has better things to do between passes than to make one.
+        self._nothing = [
+            torch.empty(rows, 0, self.geometry.hidden_size) for rows in range(capacity.rows + 1)
+        ]
 
     def embedding(self) -> Tensor:
         """Of no tokens: there are no weights."""
@@ -43,7 +47,7 @@ class SimulatedEngine:
         for row in rows:
             if not row.denoise:
                 self._held[row.slot] = row.end
-        return torch.empty(len(rows), 0, self.geometry.hidden_size)
+        return self._nothing[len(rows)]
 
     def snapshot(self, slot: int, start: int, stop: int) -> Snapshot:
         if stop > self._held[slot]:

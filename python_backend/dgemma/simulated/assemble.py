@@ -63,7 +63,8 @@ def assemble_simulated(
     engine = SimulatedEngine(platform, Capacity(slots, context, 2 * slots), device)
     stops, images = frozenset(defaults.eos_token_ids), image_tokens(checkpoint)
     vocabulary = words(tokenizer, stops | images)
-    tail = SimulatedTail(vocabulary, defaults.eos_token_ids[0], geometry.canvas_length)
+    stop, length = defaults.eos_token_ids[0], geometry.canvas_length
+    tail = SimulatedTail(vocabulary, stop, length, later=device.meanwhile)
 
     def answer(request: Request) -> Answer:
         return Answer(tokenizer, request.sampling, stops)

@@ -7,7 +7,7 @@ passes, as a GPU is whose host does nothing meanwhile.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from dgemma.simulated.clock import Timekeeper
 
@@ -19,15 +19,11 @@ class DeviceTime:
     busy: float = 0.0
     idle: float = 0.0  # with and without anything to do
     starved: float = 0.0  # of these: idle though there was something to do
-    pieces: int = 0  # of work: passes and copies
 
     def __sub__(self, before: DeviceTime) -> DeviceTime:
         """What has come since."""
         return DeviceTime(
-            self.busy - before.busy,
-            self.idle - before.idle,
-            self.starved - before.starved,
-            self.pieces - before.pieces,
+            self.busy - before.busy, self.idle - before.idle, self.starved - before.starved
         )
 
     @property
@@ -42,10 +38,19 @@ class SimulatedDevice:
 
     def __init__(self, clock: Timekeeper) -> None:
         self.clock = clock
-        self.spent = DeviceTime()
-        self._free_at: float | None = None
         # Since when there has been something to do; without knowing better, always.
         self.wanted_since: Callable[[], float] = lambda: 0.0
+        self._busy = self._idle = self._starved = 0.0
+        self._free_at: float | None = None
+        self._meanwhile: list[Callable[[], object]] = []
+
+    @property
+    def spent(self) -> DeviceTime:
+        return DeviceTime(self._busy, self._idle, self._starved)
+
+    def meanwhile(self, call: Callable[[], object]) -> None:
+        """Have the host do something when the device has begun its next piece of work."""
+        self._meanwhile.append(call)
 
     def run(self, seconds: Callable[[], float]) -> None:
         """Work for so long, from now on, and return when it is done.
@@ -53,13 +58,13 @@ class SimulatedDevice:
         How long is worked out when the work has begun: that takes none of the device's time.
         """
         began = self.clock()
+        taken = seconds()
         if self._free_at is not None:
             idle = max(0.0, began - self._free_at)
-            starved = min(idle, max(0.0, began - self.wanted_since()))
-            spent = self.spent
-            self.spent = replace(spent, idle=spent.idle + idle, starved=spent.starved + starved)
-        taken = seconds()
+            self._idle += idle
+            self._starved += min(idle, max(0.0, began - self.wanted_since()))
+        self._busy += taken
         self._free_at = began + taken
+        while self._meanwhile:
+            self._meanwhile.pop()()
         self.clock.wait_until(self._free_at)
-        spent = self.spent
-        self.spent = replace(spent, busy=spent.busy + taken, pieces=spent.pieces + 1)
