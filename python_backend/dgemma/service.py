@@ -209,7 +209,10 @@ class Service:
             if self._ended == ended:
                 raise
             logger.exception("a pass failed")
-        self._after_pass()
+        if self.simulation is not None and self._scheduler.busy:
+            self.simulation.device.meanwhile(self._after_pass)  # it waits for no thread to wake
+        else:
+            self._after_pass()
 
     def _deliver(self, request_id: str, event: Event) -> None:
         if request_id not in self._open:

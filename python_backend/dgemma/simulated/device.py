@@ -65,6 +65,7 @@ class SimulatedDevice:
             self._starved += min(idle, max(0.0, began - self.wanted_since()))
         self._busy += taken
         self._free_at = began + taken
-        while self._meanwhile:
-            self._meanwhile.pop()()
+        calls, self._meanwhile = self._meanwhile, []
+        for call in calls:
+            call()
         self.clock.wait_until(self._free_at)
