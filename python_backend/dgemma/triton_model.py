@@ -10,6 +10,7 @@ import gc
 import itertools
 import json
 import logging
+import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -28,6 +29,8 @@ from dgemma.simulated.metrics import DeviceMetrics
 from dgemma.triton_server.python import check_numpy
 
 logger = logging.getLogger(__name__)
+
+SWITCH_S = 0.0005  # after so long a thread makes way for another; Python's own is ten times that
 
 # gRPC status to the names that TritonError has. Streams carry the text of an error alone, so the
 # status also stands in front of it.
@@ -58,6 +61,8 @@ def start(pb_utils: Any) -> TritonModel:
     # All that is loaded stays: looking through it for garbage would stop passes for milliseconds.
     gc.collect()
     gc.freeze()
+    # Between passes the device's thread waits for no other to finish reading a request.
+    sys.setswitchinterval(SWITCH_S)
     return model
 
 

@@ -31,5 +31,5 @@ def _readable(tokenizer: ChatTokenizer, avoided: frozenset[int]) -> Iterator[int
     size = tokenizer.vocab_size
     for token_id in range(0, size, max(1, size // _LOOKED_AT)):
         text = tokenizer.decode([token_id])
-        if text.isascii() and text.strip().isalnum() and token_id not in avoided:
+        if text.isascii() and text.strip(" ").isalnum() and token_id not in avoided:
             yield token_id
