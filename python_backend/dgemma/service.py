@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Meanwhile = Callable[[Callable[[], object]], None]
 # Token ids and states [L] of a draft to its text and one state per character.
 Annotate = Callable[[Sequence[int], Sequence[int]], tuple[str, list[int]]]
 
@@ -69,11 +70,13 @@ class Service:
         door: Door | None = None,
         ledger: Ledger | None = None,
         simulation: Simulation | None = None,
+        meanwhile: Meanwhile = lambda call: call(),
     ) -> None:
         """Without a door everybody is one tenant; without a ledger no usage is kept.
 
         `selection` says what runs; `in_use` is what nobody may remove until `close`. Door and
         ledger are closed with the service. What a `simulation` answers is marked as such.
+        `meanwhile` is the engine's.
         """
         self.annotate, self.selection, self.simulation = annotate, selection, simulation
         self._in_use = in_use or InUse()
@@ -86,6 +89,7 @@ class Service:
         self._ended = 0  # requests; this and the next are the device thread's own
         self._stopping = False
         self._after_pass: Callable[[], None] = lambda: None
+        self._meanwhile = meanwhile
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
 
@@ -115,6 +119,7 @@ class Service:
             door=door,
             ledger=ledger,
             simulation=parts.simulation,
+            meanwhile=parts.scheduler.engine.meanwhile,
         )
 
     def identify(self, authorization: str | None) -> Caller:
@@ -143,7 +148,10 @@ class Service:
         self._inbox.put(partial(self._scheduler.cancel, request_id))
 
     def after_passes(self, call: Callable[[], None]) -> None:
-        """Have `call` called on the device thread after every pass; it may not block or raise."""
+        """Have `call` called on the device thread after every pass; it may not block or raise.
+
+        Where another pass follows at once, that is when the device has begun it.
+        """
         self._after_pass = call
 
     def drain(self, timeout_s: float) -> bool:
@@ -201,16 +209,17 @@ class Service:
 
     def _step(self) -> None:
         ended = self._ended
+        ran = False
         try:
-            self._scheduler.step()
+            ran = self._scheduler.step()
         except Exception:
             # The requests of the pass have ended with this error and the others go on. A scheduler
             # that ended none would fail in the same way for ever.
             if self._ended == ended:
                 raise
             logger.exception("a pass failed")
-        if self.simulation is not None and self._scheduler.busy:
-            self.simulation.device.meanwhile(self._after_pass)  # it waits for no thread to wake
+        if ran and self._scheduler.busy:  # there will be another pass
+            self._meanwhile(self._after_pass)
         else:
             self._after_pass()
 

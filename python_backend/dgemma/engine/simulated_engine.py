@@ -6,7 +6,7 @@ Knows what decides how long a pass takes (rows, contexts, what is denoised); how
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -48,6 +48,9 @@ class SimulatedEngine:
             if not row.denoise:
                 self._held[row.slot] = row.end
         return self._nothing[len(rows)]
+
+    def meanwhile(self, call: Callable[[], object]) -> None:
+        self.device.meanwhile(call)
 
     def snapshot(self, slot: int, start: int, stop: int) -> Snapshot:
         if stop > self._held[slot]:
