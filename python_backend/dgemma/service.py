@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Meanwhile = Callable[[Callable[[], object]], None]
+Meanwhile = Callable[[Callable[[], object]], object]
 # Token ids and states [L] of a draft to its text and one state per character.
 Annotate = Callable[[Sequence[int], Sequence[int]], tuple[str, list[int]]]
 

@@ -61,6 +61,12 @@ class Gpu(_Entry):
             raise ValueError("head_room_bytes must be below memory_bytes")
         return self
 
+    @model_validator(mode="after")
+    def _platform_has_a_roofline(self) -> Gpu:
+        if self.platform and not (self.bandwidth_bytes_per_s and self.bf16_flops_per_s):
+            raise ValueError("platform needs bandwidth_bytes_per_s and bf16_flops_per_s")
+        return self
+
 
 class Target(_Entry):
     """One entry: what to compile for, with what, and the products it serves."""
