@@ -136,7 +136,7 @@ def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
         (
             "25_769_803_776",
             '1\nplatform = "x"',
-            "gpus.0: Value error, platform needs bandwidth_byt",
+            "gpus.0: Value error, platform needs bandwidth",
         ),
         ("max_rows = 8", 'name = "x"\nmax_rows = 8', "name: the file's name is the target's"),
         ("max_rows = 8", "max_rows = ", "cannot be read as TOML: Invalid value (at line 5"),

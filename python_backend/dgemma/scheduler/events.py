@@ -53,7 +53,7 @@ class Usage:
     simulated: str | None = None  # the platform, where nothing was computed
 
     def to_json(self) -> str:
-        """What holds for every request; `simulated` only where it is so."""
+        """Every field, but `simulated` only where something was."""
         values = asdict(self)
         if self.simulated is None:
             del values["simulated"]
