@@ -6,9 +6,10 @@ Knows how to run one long prompt among streams that decode, in virtual time; wha
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import mean
 from typing import Any
 
 from dgemma.request import Request
@@ -35,6 +36,12 @@ class Stream:
     def latency_s(self, block: int) -> float:
         return self.ended_s[block] - self.ended_s[block - 1]
 
+    def between(self, began_s: float, ended_s: float) -> Iterator[int]:
+        """Blocks that were under way in that time, all of whose time is known."""
+        for block in range(1, len(self.ended_s)):
+            if self.ended_s[block] > began_s and self.ended_s[block - 1] < ended_s:
+                yield block
+
     def extra_passes(self, block: int) -> int:
         """Passes from the end of the block before that were no step of this one."""
         return self.ended_pass[block] - self.ended_pass[block - 1] - self.steps[block]
@@ -48,60 +55,67 @@ class Course:
     pass_s: list[float]
     began_s: float  # when the long prompt came, or would have
     first_block_s: float | None = None  # from then on
-    first_block_pass: int | None = None
 
 
 @dataclass(frozen=True)
 class Reading:
-    """One line of the table."""
+    """One line of the table; seconds of blocks are means over those that the prompt fell into."""
 
     platform: str
     prompt: int
     alone_s: float
     beside_s: float
-    quiet_block_s: float  # a neighbour's block in the mean, without the prompt
-    block_s: float  # the same block, beside it
-    extra_passes: int  # at most, of any neighbour's block
-    quiet_pass_s: float  # the longest pass without the prompt
-    pass_s: float  # and with it
+    block_s: float  # a neighbour's block, beside the prompt
+    quiet_block_s: float  # the same block without it
+    crowded_block_s: float  # and beside one more stream that decodes in its place
+    extra_passes: int  # that were no step of a block, at most
+    pass_s: float  # the longest, beside the prompt
+    quiet_pass_s: float  # and without it
 
     @property
     def step_grew_s(self) -> float:
         """By which a neighbour's step was held up at most."""
         return self.pass_s - self.quiet_pass_s
 
+    @property
+    def block_grew(self) -> float:
+        """By which a neighbour's block was longer, in passes."""
+        return (self.block_s - self.quiet_block_s) / self.quiet_pass_s
+
+    @property
+    def crowd_grew(self) -> float:
+        return (self.crowded_block_s - self.quiet_block_s) / self.quiet_pass_s
+
 
 def read(platform: str, prompt: int) -> Reading:
     """A prompt of so many tokens, alone and beside streams that decode."""
-    alone = course(platform, prompt, 0, None)
-    beside = course(platform, prompt, NEIGHBOURS, None)
+    alone, beside = (course(platform, prompt, streams) for streams in (0, NEIGHBOURS))
     assert alone.first_block_s is not None and beside.first_block_s is not None
-    quiet = course(platform, None, NEIGHBOURS, len(beside.pass_s))
-    held, were = defaultdict[str, list[float]](list), 0
-    for with_it, without in zip(beside.streams, quiet.streams, strict=True):
-        known = min(len(with_it.ended_s), len(without.ended_s))
-        for block in range(1, known):
-            # Blocks that were under way while the prompt was read.
-            end_s = beside.began_s + beside.first_block_s
-            if with_it.ended_s[block] > beside.began_s and with_it.ended_s[block - 1] < end_s:
-                assert with_it.steps[block] == without.steps[block], "drawn for the request alone"
-                held["beside"].append(with_it.latency_s(block))
-                held["quiet"].append(without.latency_s(block))
-                were = max(were, with_it.extra_passes(block))
+    passes = len(beside.pass_s)
+    quiet = course(platform, None, NEIGHBOURS, passes)
+    crowded = course(platform, None, NEIGHBOURS + 1, passes)
+    blocks = [
+        (stream, block)
+        for stream in range(NEIGHBOURS)
+        for block in beside.streams[stream].between(
+            beside.began_s, beside.began_s + beside.first_block_s
+        )
+        if all(block < len(other.streams[stream].ended_s) for other in (quiet, crowded))
+    ]
+
+    def block_s(run: Course) -> float:
+        return mean(run.streams[stream].latency_s(block) for stream, block in blocks)
+
     return Reading(
-        platform,
-        prompt,
-        alone.first_block_s,
-        beside.first_block_s,
-        sum(held["quiet"]) / len(held["quiet"]),
-        sum(held["beside"]) / len(held["beside"]),
-        were,
-        max(quiet.pass_s[WARM_PASSES:]),
-        max(beside.pass_s[WARM_PASSES:]),
+        *(platform, prompt, alone.first_block_s, beside.first_block_s),
+        *(block_s(run) for run in (beside, quiet, crowded)),
+        extra_passes=max(beside.streams[stream].extra_passes(block) for stream, block in blocks),
+        pass_s=max(beside.pass_s[WARM_PASSES:]),
+        quiet_pass_s=max(quiet.pass_s[WARM_PASSES:]),
     )
 
 
-def course(platform: str, prompt: int | None, streams: int, passes: int | None) -> Course:
+def course(platform: str, prompt: int | None, streams: int, passes: int | None = None) -> Course:
     """Streams warm up, then the prompt comes; until its first block, or for so many passes."""
     stage = SimulatedStage(
         streams + 1, platform=platform, context=max(ENDLESS + L, (prompt or 0) + ROOM)
