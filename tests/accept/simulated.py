@@ -151,8 +151,8 @@ def first_blocks(readings: list[Reading]) -> Table:
     result = Table(
         title=f"simulated: time to the first block, alone and beside {NEIGHBOURS} decoding streams",
         caption=(
-            "block: the mean of a neighbour's blocks without the prompt; + prompt, + stream: by how "
-            "many passes' time it is longer beside the prompt, and beside one more stream that "
+            "block: the mean of a neighbour's blocks without the prompt; + prompt, + stream: by "
+            "how many passes' time it is longer beside the prompt, and beside one more stream that "
             "decodes; more: passes in which it was not denoised, at most; step: the longest pass"
         ),
         box=SIMPLE,
