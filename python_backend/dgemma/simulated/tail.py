@@ -7,9 +7,11 @@ Shapes: L canvas length.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
+from hashlib import shake_128
 
 import numpy as np
 import torch
@@ -30,24 +32,32 @@ MOST_PLANS = 2048  # kept, of a few kilobytes each
 class Plan:
     """What becomes of one canvas."""
 
+    seed: int
+    block: int
     words: Tensor  # int64 [L]
     ending: Tensor  # int64 [L], the same with the stop id where the answer ends, if it does here
-    order: Tensor  # int64 [L], in which positions are accepted
     steps: int | None  # None: it never converges
+
+    @cached_property
+    def order(self) -> Tensor:
+        """In which positions are accepted, int64 `[L]`; only drafts show it."""
+        keys = np.frombuffer(_drawn(self.seed, self.block, "order", 4 * len(self.words)), "<u4")
+        return torch.from_numpy(keys.argsort(kind="stable"))
 
 
 @dataclass
 class DrawnCanvas(Canvas):
     """A canvas that holds from the start what it will say."""
 
-    order: Tensor = field(kw_only=True)
+    plan: Plan = field(kw_only=True)
     steps: int | None = field(kw_only=True)
     most: int = field(kw_only=True)  # steps, the last of them included
 
     @property
     def states(self) -> Tensor:
         """As many positions are accepted as steps were run of those that it takes."""
-        accepted = self.order * self.most < len(self.order) * self.step
+        order = self.plan.order
+        accepted = order * self.most < len(order) * self.step
         states = torch.where(accepted, ACCEPTED, PROVISIONAL)
         return states if self.pinned is None else states.masked_fill(self.pinned != FREE, PINNED)
 
@@ -75,7 +85,7 @@ class SimulatedTail:
         return DrawnCanvas(
             *(block, ids, pinned),
             argmax=ids,
-            order=plan.order,
+            plan=plan,
             steps=steps,
             most=most if steps is None else min(most, steps),
         )
@@ -89,12 +99,24 @@ class SimulatedTail:
             canvas.mean_entropy = 0.0  # nothing is known of it
 
     def _planned(self, seed: int, block: int) -> Plan:
-        dice = np.random.Generator(np.random.Philox(key=[seed, block]))
-        steps = steps_wanted(dice.random())
-        end = int(dice.exponential(MEAN_ANSWER))
-        words = torch.from_numpy(dice.choice(self._words, self._length))
-        ending = words
+        drawn = _drawn(seed, block, "canvas", 16 + 2 * self._length)
+        chosen = np.frombuffer(drawn, "<u2", offset=16)
+        ids = self._words[chosen % len(self._words)]
+        steps = steps_wanted(_uniform(drawn[:8]))
+        end = int(-MEAN_ANSWER * math.log1p(-_uniform(drawn[8:16])))
+        words = ending = torch.from_numpy(ids)
         if end < self._length:
-            ending = words.clone()
-            ending[end] = self._stop
-        return Plan(words, ending, torch.from_numpy(dice.permutation(self._length)), steps)
+            ended = ids.copy()
+            ended[end] = self._stop
+            ending = torch.from_numpy(ended)
+        return Plan(seed, block, words, ending, steps)
+
+
+def _drawn(seed: int, block: int, what: str, size: int) -> bytes:
+    """Random bytes that depend on nothing else, from one call of a hash."""
+    return shake_128(f"{what} {seed} {block}".encode()).digest(size)
+
+
+def _uniform(drawn: bytes) -> float:
+    """In [0, 1), of eight bytes, with as many bits as a float has."""
+    return (int.from_bytes(drawn) >> 11) * 2.0**-53
