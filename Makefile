@@ -18,7 +18,7 @@ export PATH := $(BIN):$(PATH)
 # Nothing here may reach for a model on the network.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo serve test bench accept-1 accept-2 train-demo evaluate-demo evaluate-precisions clean help
+.PHONY: demo serve test bench accept-1 accept-2 accept-3 train-demo evaluate-demo evaluate-precisions clean help
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -58,6 +58,12 @@ accept-2: $(VENV)/.test
 	@$(BIN)/python -m tests.accept.emission
 	$(BIN)/python -m tests.accept.builds
 	exec $(BIN)/python -m tests.accept.quantize
+
+## make accept-3       the slow checks of many users at once, some of them on simulated GPUs
+accept-3: $(VENV)/.test
+	@$(BUILD_ENGINE)
+	$(BIN)/python -m tests.accept.many_users
+	exec $(BIN)/python -m tests.accept.simulated
 
 ## make evaluate-demo  what the demo checkpoint can do, on 500 tasks a line
 evaluate-demo: $(VENV)/.runtime

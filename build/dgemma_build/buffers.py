@@ -19,9 +19,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dgemma.geometry import LayerGeometry
+from dgemma.roofline.sizes import Model, kv_bytes
 from dgemma.tail.statistics import TILE
 from dgemma_build.envelope import Envelope
-from dgemma_build.sizes import Model, kv_bytes
 
 # Allowances, not measured on a card: what a process holds before it computes anything (context,
 # kernels, handles of torch and TensorRT), loaded code, and room for the kernels' own partial sums.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
-from dgemma_build.targets import Flavour, Target
+from dgemma.targets import Flavour, Target
 
 _INSTALL: dict[Flavour, str] = {
     "onnxruntime": "pip install onnxruntime",

@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from dgemma.errors import DgemmaError
+from dgemma.geometries import named_geometry
 from dgemma.precision import policy_of
 from dgemma_build import cli_targets
 from dgemma_build.engine import (
@@ -20,7 +21,6 @@ from dgemma_build.engine import (
     build_from_store,
     build_plan,
 )
-from dgemma_build.geometries import named_geometry
 from dgemma_build.progress import shown
 from dgemma_build.quantize.command import quantize
 from dgemma_build.verify.command import verify

@@ -16,12 +16,12 @@ import typer
 from rich.console import Console
 
 from dgemma.errors import ConfigurationError, DgemmaError
+from dgemma.geometries import DEFAULT, named_geometry
 from dgemma.geometry import Geometry
+from dgemma.targets import load_targets, select
 from dgemma_build import rendering
 from dgemma_build.buildable import HERE, why_not
 from dgemma_build.estimate import CONTEXT, STEPS, Question, consumer_bar, estimates
-from dgemma_build.geometries import DEFAULT, named_geometry
-from dgemma_build.targets import load_targets, select
 
 WIDE = 200  # columns, where nobody watches and a file or a pipe takes them all
 

@@ -22,6 +22,7 @@ from dgemma.precision import Policy, policy_of
 from dgemma.profiles.locks import building
 from dgemma.sealed import FileRecord
 from dgemma.store_manifest import StoreManifest
+from dgemma.targets import Target, load_targets, select
 from dgemma.weight_store import WeightStore
 from dgemma_build import chain, cpu, emit_tail, gpu, in_turn, precision_pass, profiles
 from dgemma_build import compile as compiler
@@ -30,7 +31,6 @@ from dgemma_build.envelope import Envelope
 from dgemma_build.flavours import FLAVOURS
 from dgemma_build.parts import Parts, Progress
 from dgemma_build.quantize.run import quantize_checkpoint
-from dgemma_build.targets import Target, load_targets, select
 
 # What decides an engine besides the network's definition.
 _BUILDERS = (compiler, chain, cpu, gpu, in_turn, precision_pass, profiles, *emit_tail.MODULES)

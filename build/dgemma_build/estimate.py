@@ -1,9 +1,7 @@
 """What a GPU can hold of a model and how fast it can be at most.
 
-Knows memory envelopes, bandwidth floors and how to hold a published figure against one; knows
-neither the buffers' formulas nor how any of it is shown.
-A floor is bytes / bandwidth: what no software can beat, and no forecast. Arithmetic is not in it:
-with more and more canvases in a pass that takes over.
+Knows memory envelopes and which floors and figures to show; knows neither the formulas of buffers
+and floors nor how any of it is shown.
 """
 
 from __future__ import annotations
@@ -14,15 +12,13 @@ from dataclasses import dataclass
 
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
+from dgemma.roofline.published import Comparison, compare, floor_ms
+from dgemma.roofline.sizes import Model, PassBytes, pass_bytes
+from dgemma.targets import Gpu, Target
 from dgemma_build.buffers import Buffer, buffers, total
 from dgemma_build.envelope import Envelope
-from dgemma_build.sizes import Model, PassBytes, pass_bytes
-from dgemma_build.targets import Gpu, Published, Target
 
 STEPS = (16, 20, 34, 48)
-# The fewest steps of any published figure: assumed where a source is silent, so that the share of
-# the floor that such a figure reached is at least what is said here.
-UNSTATED_STEPS = 16
 CONTEXT = 8192
 # "18 GB" is what is published as the model's footprint on consumer cards; GB as disks count them.
 CONSUMER_BAR = 18_000_000_000
@@ -57,17 +53,6 @@ class Question:
     def envelope(self) -> Envelope:
         rows = self.rows or 2
         return Envelope(max(1, rows // 2), rows, self.context, self.capacity)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A published figure as a share of the speed that its GPU's bandwidth allows."""
-
-    published: Published
-    steps: int
-    ms_per_pass: float
-    fraction_of_floor: float
-    exact: bool  # False: the source leaves the steps or the precision open
 
 
 @dataclass(frozen=True)
@@ -165,12 +150,6 @@ def estimate(target: Target, gpu: Gpu, precision: str, question: Question) -> Es
     )
 
 
-def floor_ms(moved: PassBytes, gpu: Gpu) -> float | None:
-    """Bytes / bandwidth; None where the bandwidth is not known."""
-    bandwidth = gpu.bandwidth_bytes_per_s
-    return None if bandwidth is None else 1e3 * moved.floor / bandwidth
-
-
 def speed(question: Question, ms: float, steps: int) -> float:
     """Tokens per second of all slots, with passes of `ms`.
 
@@ -178,18 +157,6 @@ def speed(question: Question, ms: float, steps: int) -> float:
     step of the canvas after it.
     """
     return 1e3 * question.envelope.slots * question.geometry.canvas_length / (steps * ms)
-
-
-def compare(model: Model, gpu: Gpu, published: Published) -> Comparison:
-    """At the floor of empty contexts; other software pays a pass of its own for the commit."""
-    steps = published.steps or UNSTATED_STEPS
-    tokens = published.requests * model.geometry.canvas_length
-    ms = 1e3 * tokens / published.tokens_per_s / (steps + 1)
-    floor = floor_ms(pass_bytes(model, published.requests, 0), gpu)
-    if floor is None:
-        raise ConfigurationError(f"{gpu.name}: a published speed needs bandwidth_bytes_per_s")
-    exact = published.steps is not None and published.precision_stated
-    return Comparison(published, steps, ms, floor / ms, exact)
 
 
 @dataclass(frozen=True)

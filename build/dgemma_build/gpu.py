@@ -18,6 +18,7 @@ from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
 from dgemma.manifest import Runtime
 from dgemma.precision import Policy
+from dgemma.targets import Target
 from dgemma.weight_store import WeightStore
 from dgemma_build.chain import linked, period, take_apart
 from dgemma_build.compile import CompilationFailed, CompiledPlan
@@ -29,7 +30,6 @@ from dgemma_build.in_turn import in_turn
 from dgemma_build.parts import Parts, Progress
 from dgemma_build.precision_pass import apply_precision
 from dgemma_build.profiles import limits, profiles
-from dgemma_build.targets import Target
 
 PLAN, LOG = "plan.engine", "build.log"
 BEFORE = "before.engine"  # what enters the layers, where `PLAN` is a period of them

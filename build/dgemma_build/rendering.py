@@ -12,8 +12,9 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from dgemma_build.estimate import CONTEXT, UNSTATED_STEPS, Comparison, ConsumerBar, Estimate
-from dgemma_build.targets import Target
+from dgemma.roofline.published import UNSTATED_STEPS, Comparison
+from dgemma.targets import Target
+from dgemma_build.estimate import CONTEXT, ConsumerBar, Estimate
 
 GB = 1e9
 

@@ -30,6 +30,7 @@ from dgemma.profiles.serving import Wanted, open_wanted
 from dgemma.request import Request, RequestParser
 from dgemma.scheduler.options import Options
 from dgemma.scheduler.scheduler import Scheduler
+from dgemma.simulated.simulation import Simulation
 from dgemma.tail.compiled import CompiledTail
 from dgemma.tail.draws import SeededDraws
 from dgemma.tail.statistics import Head
@@ -46,6 +47,7 @@ class Parts:
     scheduler: Scheduler
     selection: Selection | None = None  # None: nothing was chosen, an engine was given
     in_use: InUse = field(default_factory=InUse)  # as long as the engine is
+    simulation: Simulation | None = None  # of an engine that there is not
 
 
 def assemble(
@@ -98,7 +100,7 @@ def assemble(
         vocab_size=geometry.vocab_size,
         canvas_length=geometry.canvas_length,
         max_model_len=context,
-        image_token_ids=_image_tokens(checkpoint),
+        image_token_ids=image_tokens(checkpoint),
     )
     return Parts(parser, Scheduler(engine, tail, answer, options), selection, in_use)
 
@@ -172,7 +174,8 @@ def _open_tail(directory: Path, engine: Engine, geometry: Geometry) -> Tail:
     return Tail(head, draws)
 
 
-def _image_tokens(checkpoint: Path) -> frozenset[int]:
+def image_tokens(checkpoint: Path) -> frozenset[int]:
+    """Ids that stand for images, which are not served."""
     config = read_config(checkpoint)
     keys = ("image_token_id", "boi_token_id", "eoi_token_id")
     return frozenset(value for key in keys if isinstance(value := config.get(key), int))

@@ -67,6 +67,11 @@ class ChatTokenizer:
                 f"{path}{line}: {error}; copy it again from the checkpoint's source"
             ) from None
 
+    @property
+    def vocab_size(self) -> int:
+        """Token ids that have a meaning, from 0 on."""
+        return int(self._tokenizer.get_vocab_size())
+
     def encode(self, text: str) -> list[int]:
         """Token ids of text; control tokens written in it are recognised, none are added.
 

@@ -249,5 +249,6 @@ def _summary(usage: Mapping[str, Any]) -> str:
         f"{sum(steps) / max(len(steps), 1):.1f} steps per block",
         f"{usage['passes']} passes",
         f"seed {usage['seed']}",
+        *([f"simulated {usage['simulated']}"] if "simulated" in usage else []),
     )
     return " · ".join(parts)

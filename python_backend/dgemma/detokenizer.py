@@ -44,6 +44,7 @@ class Vocabulary:
         self.tokenizer = tokenizer
         self.byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
         self._texts: dict[int, str | None] = {}
+        self.plain: dict[int, Piece] = {}  # of the tokens looked up that have text of their own
         # Some decoders write a space between tokens, or drop the first one's: any token with text
         # of its own serves to see how the others read behind it.
         ids = range(tokenizer.get_vocab_size())
@@ -57,6 +58,8 @@ class Vocabulary:
             text: str | None = self.join([token_id], first=False)
             if text and (REPLACEMENT in text or self._is_byte(token_id)):
                 text = None
+            if text:
+                self.plain[token_id] = Piece(text, 1)
             return self._texts.setdefault(token_id, text)
 
     def join(self, token_ids: list[int], first: bool) -> str:
@@ -97,8 +100,13 @@ class Detokenizer(ABC):
     def push(self, token_ids: Iterable[int]) -> list[Piece]:
         """The pieces that these tokens settle."""
         pieces: list[Piece] = []
-        text_of, pending = self._vocabulary.text, self._pending
+        vocabulary, pending = self._vocabulary, self._pending
+        plain_of, text_of = vocabulary.plain.get, vocabulary.text
         for token_id in token_ids:
+            plain = plain_of(token_id)
+            if plain is not None and self._begun and not pending:  # as nearly all are
+                pieces.append(plain)
+                continue
             text = text_of(token_id)
             if text is None:
                 self._held += 1

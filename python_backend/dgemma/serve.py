@@ -45,7 +45,7 @@ def serve(model_repository: Path) -> None:
         with _on_signal(_interrupt), server, _on_signal(stop.set):
             say(
                 f"ready: gRPC {server.grpc_url}, metrics {server.metrics_url}, "
-                f"{settings.slots} slots; Ctrl-C stops it"
+                f"{settings.slots} slots{_simulated(settings)}; Ctrl-C stops it"
             )
             while not stop.wait(CHECK_EVERY_S):
                 server.check()
@@ -68,6 +68,10 @@ def _log(settings: Settings) -> Iterator[tuple[int | None, Callable[[str], None]
     logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
     with line_by_line(write) as descriptor:
         yield descriptor, logger.info
+
+
+def _simulated(settings: Settings) -> str:
+    return "" if settings.simulate is None else f", simulated {settings.simulate}"
 
 
 def _interrupt() -> None:

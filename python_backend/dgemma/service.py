@@ -8,9 +8,10 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from dgemma.answer import annotate
 from dgemma.chat import ChatTokenizer
@@ -19,13 +20,16 @@ from dgemma.profiles.locks import InUse
 from dgemma.profiles.selection import Selection
 from dgemma.request import RawRequest, Request
 from dgemma.scheduler.events import Event, Finished, Sink, Usage
-from dgemma.scheduler.options import Options
 from dgemma.settings import Settings
 from dgemma.tenants.caller import Caller, Door, OpenDoor
 from dgemma.tenants.ledger import Ledger
 
+if TYPE_CHECKING:
+    from dgemma.simulated.simulation import Simulation
+
 logger = logging.getLogger(__name__)
 
+Meanwhile = Callable[[Callable[[], object]], object]
 # Token ids and states [L] of a draft to its text and one state per character.
 Annotate = Callable[[Sequence[int], Sequence[int]], tuple[str, list[int]]]
 
@@ -65,13 +69,16 @@ class Service:
         in_use: InUse | None = None,
         door: Door | None = None,
         ledger: Ledger | None = None,
+        simulation: Simulation | None = None,
+        meanwhile: Meanwhile = lambda call: call(),
     ) -> None:
         """Without a door everybody is one tenant; without a ledger no usage is kept.
 
         `selection` says what runs; `in_use` is what nobody may remove until `close`. Door and
-        ledger are closed with the service.
+        ledger are closed with the service. What a `simulation` answers is marked as such.
+        `meanwhile` is the engine's.
         """
-        self.annotate, self.selection = annotate, selection
+        self.annotate, self.selection, self.simulation = annotate, selection, simulation
         self._in_use = in_use or InUse()
         self._parser, self._scheduler = parser, scheduler
         self._door, self._ledger = door or OpenDoor(), ledger
@@ -82,6 +89,7 @@ class Service:
         self._ended = 0  # requests; this and the next are the device thread's own
         self._stopping = False
         self._after_pass: Callable[[], None] = lambda: None
+        self._meanwhile = meanwhile
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
 
@@ -91,23 +99,9 @@ class Service:
 
         Raises ConfigurationError where a file or a setting is at fault.
         """
-        from dgemma.assemble import assemble  # brings torch, which is not needed to test threads
+        from dgemma.loading import load  # brings torch, which is not needed to test threads
 
-        parts = assemble(
-            settings.models,
-            settings.checkpoint,
-            profile=settings.profile,
-            slots=settings.slots,
-            max_model_len=settings.max_model_len,
-            threads=settings.threads or 0,
-            store=settings.store,
-            options=Options(
-                fair=settings.scheduler == "fair",
-                prefix_cache_bytes=settings.prefix_cache_mib << 20,
-                prefill_rows=settings.prefill_rows,
-                max_queued=settings.max_queued,
-            ),
-        )
+        parts = load(settings)
         tokenizer = ChatTokenizer.from_checkpoint(settings.checkpoint)
         ledger = None if settings.ledger is None else Ledger(settings.ledger)
         door = None
@@ -124,6 +118,8 @@ class Service:
             in_use=parts.in_use,
             door=door,
             ledger=ledger,
+            simulation=parts.simulation,
+            meanwhile=parts.scheduler.engine.meanwhile,
         )
 
     def identify(self, authorization: str | None) -> Caller:
@@ -152,7 +148,10 @@ class Service:
         self._inbox.put(partial(self._scheduler.cancel, request_id))
 
     def after_passes(self, call: Callable[[], None]) -> None:
-        """Have `call` called on the device thread after every pass; it may not block or raise."""
+        """Have `call` called on the device thread after every pass; it may not block or raise.
+
+        Where another pass follows at once, that is when the device has begun it.
+        """
         self._after_pass = call
 
     def drain(self, timeout_s: float) -> bool:
@@ -170,6 +169,8 @@ class Service:
         self._door.close()
         if self._ledger is not None:
             self._ledger.close()
+        if self.simulation is not None:
+            logger.warning("%s", self.simulation.report())
 
     def _refuse(self, why: str) -> None:
         with self._lock:
@@ -210,20 +211,26 @@ class Service:
 
     def _step(self) -> None:
         ended = self._ended
+        ran = False
         try:
-            self._scheduler.step()
+            ran = self._scheduler.step()
         except Exception:
             # The requests of the pass have ended with this error and the others go on. A scheduler
             # that ended none would fail in the same way for ever.
             if self._ended == ended:
                 raise
             logger.exception("a pass failed")
-        self._after_pass()
+        if ran and self._scheduler.busy:  # there will be another pass
+            self._meanwhile(self._after_pass)
+        else:
+            self._after_pass()
 
     def _deliver(self, request_id: str, event: Event) -> None:
         if request_id not in self._open:
             return  # it has had its last event
         request, sink = self._open[request_id]
+        if self.simulation is not None and isinstance(event, Finished):
+            event = replace(event, usage=replace(event.usage, simulated=self.simulation.name))
         sink(event)
         if isinstance(event, Finished):
             self._ended += 1

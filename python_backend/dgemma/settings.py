@@ -69,6 +69,12 @@ class Settings(BaseSettings):
         description="the weight store that `dgemma-build quantize --out STORE` wrote, of an engine "
         "without weights of its own: those of GPUs",
     )
+    simulate: str | None = Field(
+        None,
+        validation_alias="DGEMMA_SIMULATE",
+        description="a platform and a precision, such as h100-fp8: no engine is loaded, passes "
+        "take the time that they would there, and answers mean nothing",
+    )
     host: str = Field(
         "0.0.0.0",
         validation_alias="DGEMMA_HOST",
@@ -189,7 +195,7 @@ class Settings(BaseSettings):
                 f"{variable}: got {str(value)!r}: {detail}; expected: {allowed}"
             ) from None
 
-        if loaded.engine is None and not loaded.cache.is_dir():
+        if loaded.simulate is None and loaded.engine is None and not loaded.cache.is_dir():
             raise ConfigurationError(
                 f"NIM_MODEL_PATH: not set; set it to {cls.model_fields['engine'].description}; "
                 f"there is no model store at {loaded.cache} either, where NIM_CACHE_PATH points"

@@ -10,6 +10,7 @@ import gc
 import itertools
 import json
 import logging
+import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -25,9 +26,12 @@ from dgemma.request import RawRequest
 from dgemma.responder import Conversation, Responder
 from dgemma.service import Service
 from dgemma.settings import Settings
+from dgemma.simulated.metrics import DeviceMetrics
 from dgemma.triton_server.python import check_numpy
 
 logger = logging.getLogger(__name__)
+
+SWITCH_S = 0.0005  # after so long a thread makes way for another; Python's own is ten times that
 
 # gRPC status to the names that TritonError has. Streams carry the text of an error alone, so the
 # status also stands in front of it.
@@ -55,6 +59,8 @@ def start(pb_utils: Any) -> TritonModel:
     # All that is loaded stays: looking through it for garbage would stop passes for milliseconds.
     gc.collect()
     gc.freeze()
+    # Between passes the device's thread waits for no other to finish reading a request.
+    sys.setswitchinterval(SWITCH_S)
     return model
 
 
@@ -75,6 +81,7 @@ class TritonModel:
         service.after_passes(self._responder.poll)
         self._numbers = itertools.count(1)
         self._metrics = _profile_metric(pb_utils, service.selection) if service.selection else None
+        self._device = service.simulation and DeviceMetrics(pb_utils, service.simulation)
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Check and queue the requests; their responses come from another thread."""
@@ -104,6 +111,8 @@ class TritonModel:
             logger.warning("cancelling what did not finish in %s s", self._drain_timeout_s)
         self._service.close()
         self._responder.close()
+        if self._device:
+            self._device.close()
 
 
 def _profile_metric(pb_utils: Any, selection: Selection) -> tuple[Any, Any]:

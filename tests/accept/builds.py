@@ -29,17 +29,17 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from dgemma.geometries import DEFAULT, named_geometry
 from dgemma.manifest import Manifest
 from dgemma.precision import policy_of
+from dgemma.roofline.sizes import Model
+from dgemma.targets import load_targets
 from dgemma_build import buffers, chain, compile, engine, gpu, in_turn, precision_pass, profiles
 from dgemma_build.chain import period
 from dgemma_build.definition import definition_digest
 from dgemma_build.envelope import Envelope
-from dgemma_build.geometries import DEFAULT, named_geometry
 from dgemma_build.gpu import LOG, prepare
 from dgemma_build.graph_cache import cached_graph
-from dgemma_build.sizes import Model
-from dgemma_build.targets import load_targets
 from tests.accept.emission import PERIOD, network
 from tests.stitching import operations
 

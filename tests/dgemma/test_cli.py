@@ -16,7 +16,7 @@ import typer
 from typer.testing import CliRunner, Result
 
 from dgemma import __version__
-from dgemma.cli import app
+from dgemma.cli import _summary, app
 from tests.dgemma import tls
 from tests.dgemma.fake_triton import (
     USAGE,
@@ -64,6 +64,11 @@ def test_the_answer_goes_to_standard_output_and_a_summary_to_standard_error(
     result = generate(fake, "hi")
     assert (result.exit_code, result.stdout, result.stderr) == (0, "Hello, world\n", SUMMARY)
     assert sent(fake) == {"messages": [{"role": "user", "content": "hi"}], "stream": "block"}
+
+
+def test_the_summary_of_what_was_simulated_says_so() -> None:
+    summary = _summary({**USAGE, "simulated": "h100-fp8-goal"})
+    assert summary == SUMMARY.rstrip("\n") + " · simulated h100-fp8-goal"
 
 
 def test_json_is_one_object_with_the_whole_answer(fake: FakeTriton) -> None:

@@ -118,6 +118,18 @@ def test_a_signal_stops_the_server_which_finishes_what_is_in_flight(
     assert stopping == "stopping: finishing what is in flight"
 
 
+def test_a_simulation_is_announced_as_one(
+    fake: type[FakeServer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("DGEMMA_SIMULATE", "h100-fp8")
+    fake.on_check = staticmethod(send(signal.SIGTERM))
+    serve(tmp_path)
+    assert "3 slots, simulated h100-fp8; Ctrl-C" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_during_the_start_ends_it_cleanly(
     fake: type[FakeServer], number: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]

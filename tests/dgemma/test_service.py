@@ -1,20 +1,27 @@
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from dgemma.errors import ConfigurationError, EngineFailure, ResourceExhausted, Unavailable
+from dgemma.geometries import DEFAULT, named_geometry
 from dgemma.request import RawRequest, Request
+from dgemma.roofline.platform import Platform
 from dgemma.scheduler.events import Event, Finished
 from dgemma.scheduler.tenancy import Tenant
 from dgemma.service import Service
 from dgemma.settings import Settings
+from dgemma.simulated.clock import VirtualClock
+from dgemma.simulated.device import SimulatedDevice
+from dgemma.simulated.simulation import Simulation
 from dgemma.tenants.caller import Caller
 from dgemma.tenants.days import Days
 from dgemma.tenants.ledger import Ledger
@@ -337,3 +344,38 @@ def test_every_end_of_a_request_is_written_down_for_its_tenant(tmp_path: Path) -
         "b": (1, 0, 0),
     }
     assert used["b"].completion_tokens == USAGE.completion_tokens
+
+
+# Beside the passes
+
+
+def test_what_follows_a_pass_is_done_while_the_device_has_the_next_one() -> None:
+    """Where one follows: after the last pass nobody would come for it."""
+    scheduler, later, called = FakeScheduler(), list[Callable[[], object]](), threading.Event()
+    service = Service(EchoParser(), scheduler, annotate, meanwhile=later.append)
+    service.after_passes(called.set)
+    listener = submitted(service)
+    assert listener.began.wait(PATIENCE_S)
+    while not later:
+        time.sleep(0.001)
+    assert not called.is_set()
+    later[0]()
+    assert called.is_set()
+    called.clear()
+    scheduler.hold.set()
+    listener.end()
+    assert called.wait(PATIENCE_S)
+    service.close()
+
+
+def test_what_was_simulated_says_so() -> None:
+    platform = Platform.named("h100-fp8", named_geometry(DEFAULT))
+    simulation = Simulation(platform, SimulatedDevice(VirtualClock()))
+    scheduler = FakeScheduler()
+    service = Service(EchoParser(), scheduler, annotate, simulation=simulation)
+    scheduler.hold.set()
+    usage = submitted(service).end().usage
+    service.close()
+    assert usage == replace(USAGE, simulated="h100-fp8-published")
+    assert json.loads(usage.to_json())["simulated"] == "h100-fp8-published"
+    assert "simulated" not in json.loads(USAGE.to_json())

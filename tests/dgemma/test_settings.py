@@ -96,6 +96,13 @@ def test_the_models_are_at_one_of_two_places(
     assert Settings.load().models == tmp_path / "cache"
 
 
+def test_a_simulation_needs_no_models(environment: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    environment.delenv("NIM_MODEL_PATH")
+    environment.setenv("NIM_CACHE_PATH", str(tmp_path / "none"))
+    environment.setenv("DGEMMA_SIMULATE", "h100-fp8")
+    assert Settings.load().simulate == "h100-fp8"
+
+
 def test_environment_gives_another_process_the_same_settings(
     environment: pytest.MonkeyPatch,
 ) -> None:

@@ -8,11 +8,11 @@ import pytest
 
 from dgemma.engine.batch import PassShape, allocate
 from dgemma.engine.kv_pool import KVPool
+from dgemma.geometries import DEFAULT, named_geometry
 from dgemma.geometry import SLIDING, Geometry
+from dgemma.roofline.sizes import Model
 from dgemma_build.buffers import CUDA_CONTEXT, PASS, Buffer, buffers, scratch, total
 from dgemma_build.envelope import Envelope
-from dgemma_build.geometries import DEFAULT, named_geometry
-from dgemma_build.sizes import Model
 
 PUBLISHED = named_geometry(DEFAULT)
 INT4, FP8 = Model.of(PUBLISHED, "int4"), Model.of(PUBLISHED, "fp8")

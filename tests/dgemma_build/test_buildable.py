@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from dgemma.targets import load_targets
 from dgemma_build import buildable
 from dgemma_build.buildable import Machine, capabilities, import_error, why_not
-from dgemma_build.targets import load_targets
 
 TARGETS = load_targets()
 

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from dgemma.geometries import DEFAULT, named_geometry
+from dgemma.roofline.sizes import Model
+from dgemma.targets import load_targets
 from dgemma_build.buffers import buffers, total
 from dgemma_build.cli import app
 from dgemma_build.envelope import Envelope
-from dgemma_build.geometries import DEFAULT, named_geometry
-from dgemma_build.sizes import Model
-from dgemma_build.targets import load_targets
-from tests.dgemma_build.test_targets import ENTRY, write
+from tests.dgemma.test_targets import ENTRY, write
 
 
 def run(command: str, *arguments: object, **env: str) -> Result:

@@ -5,6 +5,10 @@ from dataclasses import replace
 import pytest
 
 from dgemma.errors import ConfigurationError
+from dgemma.geometries import DEFAULT, named_geometry
+from dgemma.roofline.published import floor_ms
+from dgemma.roofline.sizes import Model, pass_bytes
+from dgemma.targets import Gpu, load_targets
 from dgemma_build.buffers import buffers, total
 from dgemma_build.envelope import Envelope
 from dgemma_build.estimate import (
@@ -13,13 +17,9 @@ from dgemma_build.estimate import (
     consumer_bar,
     estimate,
     estimates,
-    floor_ms,
     this_host,
 )
-from dgemma_build.geometries import DEFAULT, named_geometry
 from dgemma_build.rendering import bar_line
-from dgemma_build.sizes import Model, pass_bytes
-from dgemma_build.targets import Gpu, load_targets
 
 PUBLISHED = named_geometry(DEFAULT)
 TARGETS = load_targets()

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from dgemma.errors import DgemmaError
 from dgemma.machine import Machine
+from dgemma.targets import load_targets, select
 from dgemma_build.cli_targets import TargetsOption
-from dgemma_build.targets import load_targets, select
 from dgemma_build.verify.report import Report
 from dgemma_build.verify.run import Wanted, subject_of
 from dgemma_build.verify.run import verify as run

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dgemma_build.targets import Gpu, Target
+from dgemma.targets import Gpu, Target
 from dgemma_build.verify.report import Report, read_report
 
 NEVER = "never executed"

@@ -21,10 +21,10 @@ from dgemma.engine.onnx_engine import OnnxEngine
 from dgemma.errors import ConfigurationError, DgemmaError
 from dgemma.machine import Machine, host_memory
 from dgemma.manifest import Manifest
+from dgemma.roofline.sizes import Model
+from dgemma.targets import Gpu, Target
 from dgemma_build.buffers import buffers, total
 from dgemma_build.envelope import Envelope
-from dgemma_build.sizes import Model
-from dgemma_build.targets import Gpu, Target
 from dgemma_build.verify.checks import Subject, static_checks
 from dgemma_build.verify.hugging_face import PROMPTS, compare_to_hugging_face
 from dgemma_build.verify.parity import compare

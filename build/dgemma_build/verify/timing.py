@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 
 from dgemma.engine.base import Engine
+from dgemma.roofline.published import floor_ms
+from dgemma.roofline.sizes import Model, pass_bytes
 from dgemma.sampling import Sampling
 from dgemma.tail.draws import SeededDraws
 from dgemma.tail.statistics import Head
 from dgemma.tail.tail import Tail
-from dgemma_build.estimate import floor_ms
-from dgemma_build.sizes import Model, pass_bytes
-from dgemma_build.targets import Gpu, Target
+from dgemma.targets import Gpu, Target
 from dgemma_build.verify.measured import is_product
 from dgemma_build.verify.passes import timed
 from dgemma_build.verify.report import Speed

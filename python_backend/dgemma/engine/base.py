@@ -6,7 +6,7 @@ Shapes: R rows of a pass, L row length (the canvas), D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -73,7 +73,14 @@ class PassRunner(Protocol):
 
 
 class Engine(PassRunner, Protocol):
-    """What a scheduler needs: its KV can be copied from slot to slot besides."""
+    """What a service needs: its KV can be copied from slot to slot besides."""
+
+    def meanwhile(self, call: Callable[[], object]) -> None:
+        """Have `call` called once, when the next pass keeps the device busy and not the host.
+
+        Where passes are computed on the host, that is at once.
+        """
+        ...
 
     def snapshot(self, slot: int, start: int, stop: int) -> Snapshot:
         """A copy of encoded positions; of what sliding layers keep, the last W of them.

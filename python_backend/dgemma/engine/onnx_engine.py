@@ -6,7 +6,7 @@ nothing of sampling.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -62,6 +62,9 @@ class OnnxEngine:
 
     def restore(self, slot: int, snapshot: Snapshot) -> None:
         self.pool.put(slot, snapshot)
+
+    def meanwhile(self, call: Callable[[], object]) -> None:
+        call()
 
     def embedding(self) -> Tensor:
         return self._embedding

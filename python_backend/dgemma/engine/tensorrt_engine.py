@@ -105,7 +105,11 @@ class TensorRTEngine:
         self._scratch = self._device.allocate(1)
         self._passes: dict[Bucket, DevicePass] = {}
         self.reruns = 0
+        self._later: list[Callable[[], object]] = []
         self._prepare(buckets, progress)
+
+    def meanwhile(self, call: Callable[[], object]) -> None:
+        self._later.append(call)
 
     def embedding(self) -> Tensor:
         return view(self._layout.weights, self._weights, EMBEDDING)
@@ -141,6 +145,9 @@ class TensorRTEngine:
         """Run until no expert overflows; a pass that overflowed is void and leaves no trace."""
         known = self._passes[bucket]
         known.run()
+        later, self._later = self._later, []
+        for call in later:
+            call()
         while (load := self._load()) > bucket.room:
             self.reruns += 1
             bucket = self._buckets.roomier(bucket, load)

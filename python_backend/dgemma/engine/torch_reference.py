@@ -5,7 +5,7 @@ Knows no graph and no target; `dgemma replay` without an engine uses it, as test
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -35,6 +35,9 @@ class TorchReference:
             network = Network(geometry)
         fill(network, load_tensors(checkpoint, geometry), torch.float32)
         return cls(network, capacity)
+
+    def meanwhile(self, call: Callable[[], object]) -> None:
+        call()
 
     def snapshot(self, slot: int, start: int, stop: int) -> Snapshot:
         return self.pool.read(slot, start, stop)

@@ -50,9 +50,14 @@ class Usage:
     prefill_chunks: int = 0  # encode rows of the prompt, and of all that a pre-emption cost
     service_units: int = 0  # rows of all its passes: what the device has spent on it
     cached_tokens: int = 0  # of the prompt, which an earlier request has encoded
+    simulated: str | None = None  # the platform, where nothing was computed
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        """Every field, but `simulated` only where something was."""
+        values = asdict(self)
+        if self.simulated is None:
+            del values["simulated"]
+        return json.dumps(values)
 
 
 @dataclass(frozen=True)

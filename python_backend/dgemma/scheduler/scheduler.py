@@ -21,7 +21,7 @@ from dgemma.scheduler.pace import Pace
 from dgemma.scheduler.prefill import aboard
 from dgemma.scheduler.prefix_cache import PrefixCache
 from dgemma.scheduler.sequence import Sequence, Transcript
-from dgemma.tail.tail import Tail
+from dgemma.tail.tail import Denoiser
 
 Shares = list[tuple[Sequence, list[Row]]]
 
@@ -43,7 +43,7 @@ class Scheduler:
     def __init__(
         self,
         engine: Engine,
-        tail: Tail,
+        tail: Denoiser,
         answer_factory: Callable[[Request], Transcript],
         options: Options | None = None,
         pace: Pace | None = None,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -59,6 +60,13 @@ class Canvas:
     def is_done(self, sampling: Sampling) -> bool:
         """Whether it takes no further step."""
         return self.converged or self.step >= sampling.max_denoising_steps
+
+
+class Denoiser(Protocol):
+    """What a scheduler needs of a tail."""
+
+    def begin(self, block: int, sampling: Sampling, pinned: Tensor | None) -> Canvas: ...
+    def step(self, hidden: Tensor, rows: Sequence[tuple[Canvas, Sampling]]) -> None: ...
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dgemma.engine.base import Capacity, Row
 from dgemma.engine.batch import PassShape
 from dgemma.engine.buckets import Bucket, Buckets, Limits, padded, pairs_of
 from dgemma.errors import ConfigurationError, EngineFailure
+from dgemma.geometries import named_geometry
 from dgemma_build.envelope import Envelope
-from dgemma_build.geometries import named_geometry
 from tests.dgemma.engine.fake_engine import geometry_of
 
 GEOMETRY = geometry_of(sliding_window=300)

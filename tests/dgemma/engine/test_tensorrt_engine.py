@@ -193,6 +193,18 @@ def test_the_host_waits_once_in_a_pass(bench: Bench) -> None:
         assert bench.device.waits - waits - 2 * (engine.reruns - reruns) == 1
 
 
+def test_the_host_does_other_things_while_the_device_has_a_pass(bench: Bench) -> None:
+    engine, seen = bench.open(), list[tuple[int, int]]()
+    runs, waits = bench.trt.runs, bench.device.waits
+    for _ in range(2):
+        engine.meanwhile(lambda: seen.append((bench.trt.runs - runs, bench.device.waits - waits)))
+    [rows, more] = random_passes(seed=3, count=2)
+    engine.forward(rows)
+    assert seen == [(1, 0), (1, 0)]
+    engine.forward(more)
+    assert len(seen) == 2
+
+
 def test_a_pass_that_no_engine_may_run(bench: Bench) -> None:
     with pytest.raises(EngineFailure, match="a pass has 1 to 6 rows, got 0"):
         bench.open().forward([])

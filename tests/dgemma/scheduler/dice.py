@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from dgemma.answer import Delta
-from dgemma.engine.base import NO_PARTNER, Capacity, Row, Snapshot
+from dgemma.engine.base import NO_PARTNER, Capacity, Engine, Row, Snapshot
 from dgemma.engine.batch import check
 from dgemma.errors import EngineFailure
 from dgemma.request import Request, StreamMode
@@ -28,7 +28,7 @@ from dgemma.scheduler.options import Options
 from dgemma.scheduler.pace import Pace
 from dgemma.scheduler.scheduler import Scheduler
 from dgemma.scheduler.tenancy import EVERYONE, Tenant
-from dgemma.tail.tail import Canvas
+from dgemma.tail.tail import Canvas, Denoiser
 from tests.dgemma.engine.fake_engine import geometry_of
 from tests.dgemma.scheduler.requests import SAMPLING
 from tests.dgemma.scheduler.virtual import PASS_S, ROW_S, Time
@@ -142,10 +142,9 @@ class Stage:
     ended: list[str] = field(default_factory=list)  # since this was last emptied
 
     def __post_init__(self) -> None:
-        self.time = Time()
-        self.engine = DiceEngine(self.time, self.slots, self.fails)
-        tail: Any = DiceTail()
-        self.scheduler = Scheduler(self.engine, tail, Counted, self.options, Pace(self.time))
+        self.time: Any = Time()
+        engine, tail = self.furnish()
+        self.scheduler = Scheduler(engine, tail, Counted, self.options, Pace(self.time))
 
     @property
     def served(self) -> Counter[str]:
@@ -154,6 +153,10 @@ class Stage:
         for sequence in self.scheduler.open.values():
             rows[sequence.tenant.name] += sequence.rows_had
         return rows
+
+    def furnish(self) -> tuple[Engine, Denoiser]:
+        self.engine: Any = DiceEngine(self.time, self.slots, self.fails)
+        return self.engine, DiceTail()
 
     def submit(self, request: Request) -> None:
         self.ends[request.id] = []

@@ -10,20 +10,15 @@ from torch import Tensor
 from dgemma.engine.base import Row
 from dgemma.scheduler.options import Options
 from dgemma.scheduler.pace import Pace
+from dgemma.simulated.clock import VirtualClock
 from tests.dgemma.engine.fake_engine import FakeEngine
 from tests.dgemma.scheduler.requests import Desk
 
 PASS_S, ROW_S = 0.010, 0.001  # what a pass takes, and each row of it
 
 
-class Time:
-    """A clock that is moved by hand."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
+class Time(VirtualClock):
+    """A clock that is also moved by hand."""
 
 
 class TimedEngine(FakeEngine):

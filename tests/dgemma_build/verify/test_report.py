@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from dgemma.errors import ConfigurationError
-from dgemma_build.targets import load_targets
+from dgemma.targets import load_targets
 from dgemma_build.verify.measured import (
     CPU,
     NEVER,

@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from dgemma.errors import ConfigurationError
+from dgemma.geometries import named_geometry
 from dgemma.manifest import Runtime
-from dgemma_build.geometries import named_geometry
-from dgemma_build.sizes import Model
-from dgemma_build.targets import load_targets
+from dgemma.roofline.sizes import Model
+from dgemma.targets import load_targets
 from dgemma_build.verify.run import Wanted, capacity_of
 from dgemma_build.verify.timing import Stand, gpu_of
 from tests.dgemma.engine.fake_engine import FakeEngine, geometry_of

@@ -6,11 +6,11 @@ Knows the schema and where the files are; knows neither how an engine is built n
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import ErrorDetails
 
 from dgemma.errors import ConfigurationError
 
@@ -44,6 +44,10 @@ class Gpu(_Entry):
     unified: bool = False  # shared with the host, which then needs head-room
     head_room_bytes: Annotated[int, Field(ge=0)] = 0
     bandwidth_bytes_per_s: Positive | None = None
+    # Dense products, summed up in fp32. What is stored in four bits is multiplied in BF16.
+    bf16_flops_per_s: Positive | None = None
+    fp8_flops_per_s: Positive | None = None
+    platform: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]*$")] | None = None  # to simulate it
     board_power_w: Positive | None = None
     published: tuple[Published, ...] = ()
 
@@ -55,6 +59,12 @@ class Gpu(_Entry):
     def _head_room_is_within_memory(self) -> Gpu:
         if self.usable_bytes <= 0:
             raise ValueError("head_room_bytes must be below memory_bytes")
+        return self
+
+    @model_validator(mode="after")
+    def _platform_has_a_roofline(self) -> Gpu:
+        if self.platform and not (self.bandwidth_bytes_per_s and self.bf16_flops_per_s):
+            raise ValueError("platform needs bandwidth_bytes_per_s and bf16_flops_per_s")
         return self
 
 
@@ -130,11 +140,11 @@ def _tuples(value: object) -> object:
     return tuple(_tuples(item) for item in value) if isinstance(value, list) else value
 
 
-def _reason(error: ErrorDetails) -> str:
+def _reason(error: Mapping[str, object]) -> str:
     """pydantic's sentence with what was found, where that helps."""
     if error["type"] == "extra_forbidden":
         return "no such field; check its spelling"
     if error["type"] == "missing":
         return "is missing"
     found = "" if error["type"] == "value_error" else f", got {error['input']!r}"
-    return error["msg"] + found
+    return f"{error['msg']}{found}"

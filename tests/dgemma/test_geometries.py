@@ -5,9 +5,9 @@ import math
 import pytest
 
 from dgemma.errors import ConfigurationError
+from dgemma.geometries import DEFAULT, geometry_names, named_geometry
 from dgemma.geometry import FULL, SLIDING, LayerGeometry
 from dgemma.model.checkpoint import parameter_shapes
-from dgemma_build.geometries import DEFAULT, geometry_names, named_geometry
 
 
 def test_the_published_model_is_known() -> None:

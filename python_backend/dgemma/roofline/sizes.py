@@ -1,12 +1,13 @@
-"""How many bytes a network's weights and K/V are, and how many of them a pass must move.
+"""How many bytes a network's weights and K/V are, and how many of them a pass must read.
 
 Knows a geometry, a policy and the width of an activation, and computes; knows nothing of GPUs.
-Shapes: W sliding window, G K/V heads, d head size.
+Shapes: W sliding window, G K/V heads, d head size, T tokens of a pass, E experts, k a token's.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -16,6 +17,18 @@ from dgemma.precision import Policy, policy_of
 
 EMBEDDING = "embed_tokens.weight"
 _PARTS = {".experts.": "experts", ".self_attn.": "attention", ".mlp.": "dense MLPs"}
+
+
+@dataclass(frozen=True)
+class KVBytes:
+    """Keys and values, by kind of layer."""
+
+    sliding: int
+    full: int
+
+    @property
+    def total(self) -> int:
+        return self.sliding + self.full
 
 
 @dataclass(frozen=True)
@@ -71,33 +84,32 @@ class Model:
         return self.tensor_bytes[EMBEDDING]
 
     @cached_property
+    def position(self) -> KVBytes:
+        """Keys and values of one position in all layers of a kind."""
+        sizes = {True: 0, False: 0}
+        for layer in self.geometry.layers:
+            width = layer.num_key_value_heads * layer.head_dim * self.activation_bytes
+            sizes[layer.is_full] += 2 * width
+        return KVBytes(sizes[False], sizes[True])
+
+    @cached_property
     def dequantized_banks(self) -> tuple[int, ...]:
         """A layer's banks that are widened before they are multiplied by, the largest first."""
         banks = (n for n in self.shapes if n.startswith("layers.0.experts.") and self._widens(n))
         sizes = (self.activation_bytes * math.prod(self.shapes[name]) for name in banks)
         return tuple(sorted(sizes, reverse=True))
 
-    def _widens(self, name: str) -> bool:
+    def multiplies_in_fp8(self, name: str) -> bool:
         """On GPUs fp8 meets activations in fp8, and its products take it as it is stored."""
-        format = self.policy.format_of(name)
-        return format.is_quantized and (format.name != "fp8" or self.activation_bytes > 2)
+        return self.policy.format_of(name).name == "fp8" and self.activation_bytes <= 2
+
+    def _widens(self, name: str) -> bool:
+        return self.policy.format_of(name).is_quantized and not self.multiplies_in_fp8(name)
 
 
 @lru_cache(8)
 def _shapes(geometry: Geometry) -> dict[str, tuple[int, ...]]:
     return parameter_shapes(geometry)
-
-
-@dataclass(frozen=True)
-class KVBytes:
-    """Keys and values of one slot."""
-
-    sliding: int
-    full: int
-
-    @property
-    def total(self) -> int:
-        return self.sliding + self.full
 
 
 def kv_bytes(model: Model, context: int, tokens: int | None = None) -> KVBytes:
@@ -107,11 +119,8 @@ def kv_bytes(model: Model, context: int, tokens: int | None = None) -> KVBytes:
     """
     window = model.geometry.sliding_window
     ring, line = (window, context) if tokens is None else (min(window, tokens), tokens)
-    sizes = {True: 0, False: 0}
-    for layer in model.geometry.layers:
-        position = 2 * layer.num_key_value_heads * layer.head_dim * model.activation_bytes
-        sizes[layer.is_full] += position * (line if layer.is_full else ring)
-    return KVBytes(sizes[False], sizes[True])
+    position = model.position
+    return KVBytes(position.sliding * ring, position.full * line)
 
 
 @dataclass(frozen=True)
@@ -129,10 +138,26 @@ class PassBytes:
 
 
 def pass_bytes(model: Model, rows: int, tokens: int) -> PassBytes:
-    """Of a pass over `rows` canvases with `tokens` of context each.
+    """Of a pass over `rows` canvases with `tokens` of context each."""
+    return bytes_of(model, [tokens] * rows, rows)
 
-    A canvas of 256 tokens, 8 experts each, meets practically every one of 128 experts, so one row
-    reads all weights already, and more rows read no more.
+
+def bytes_of(model: Model, contexts: Sequence[int], denoising: int) -> PassBytes:
+    """Of a pass over rows with so many tokens of context, of which some are `denoising`.
+
+    Only these have logits and a soft embedding. Of the experts those are read that a token is
+    routed to: all but one in ten million of the published model's, already with one row.
     """
-    kv = rows * kv_bytes(model, tokens, tokens).total
-    return PassBytes(model.weight_bytes, model.embedding_bytes, kv, gather=2 * kv)
+    tokens = len(contexts) * model.geometry.canvas_length
+    untouched = round(model.weight_parts["experts"] * (1 - coverage(model.geometry, tokens)))
+    embedding = model.embedding_bytes if denoising else 0
+    weights = model.weight_bytes - untouched - (model.embedding_bytes - embedding)
+    window = model.geometry.sliding_window
+    rings = model.position.sliding * sum(min(window, context) for context in contexts)
+    kv = rings + model.position.full * sum(contexts)
+    return PassBytes(weights, embedding, kv, gather=2 * kv)
+
+
+def coverage(geometry: Geometry, tokens: int) -> float:
+    """The share of a layer's experts that T tokens meet, where each chooses k of E evenly."""
+    return float(1 - (1 - geometry.top_k_experts / geometry.num_experts) ** tokens)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from dgemma.errors import ConfigurationError
-from dgemma_build.targets import Gpu, Target, load_targets, select
+from dgemma.targets import Gpu, Target, load_targets, select
 
 ENTRY = """
 flavour = "tensorrt_rtx"
@@ -133,6 +133,11 @@ def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
         ("max_rows = 8", "max_rows = 8\nrows = 8", "rows: no such field; check its spelling"),
         ("25_769_803_776", "-1", "gpus.0.memory_bytes: Input should be greater than 0, got -1"),
         ("25_769_803_776", "1\nhead_room_bytes = 1", "gpus.0: Value error, head_room_bytes must"),
+        (
+            "25_769_803_776",
+            '1\nplatform = "x"',
+            "gpus.0: Value error, platform needs bandwidth",
+        ),
         ("max_rows = 8", 'name = "x"\nmax_rows = 8', "name: the file's name is the target's"),
         ("max_rows = 8", "max_rows = ", "cannot be read as TOML: Invalid value (at line 5"),
     ],

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from dgemma.engine.kv_pool import KVPool
 from dgemma.errors import ConfigurationError
+from dgemma.geometries import DEFAULT, named_geometry
 from dgemma.geometry import Geometry
-from dgemma_build.geometries import DEFAULT, named_geometry
-from dgemma_build.sizes import Model, kv_bytes, pass_bytes
+from dgemma.roofline.sizes import Model, bytes_of, coverage, kv_bytes, pass_bytes
 
 PUBLISHED = named_geometry(DEFAULT)
 
@@ -29,6 +30,24 @@ def test_a_pass_reads_all_weights_and_the_embedding_twice(
     moved = pass_bytes(Model.of(PUBLISHED, precision, policy), rows=1, tokens=0)
     assert moved.floor / 1e9 == pytest.approx(gigabytes, abs=0.065)
     assert moved.floor == moved.weights + 2 * 262144 * 2816
+
+
+def test_few_tokens_meet_few_experts() -> None:
+    assert coverage(PUBLISHED, 1) == pytest.approx(8 / 128)
+    assert coverage(PUBLISHED, 16) == pytest.approx(1 - (120 / 128) ** 16)
+    assert 1 - 1e-7 < coverage(PUBLISHED, 256) < 1
+    sparse = Model.of(replace(PUBLISHED, canvas_length=16), "fp8")
+    one, many = (pass_bytes(sparse, rows, 0).weights for rows in (1, 16))
+    unread = sparse.weight_parts["experts"] * (120 / 128) ** 16
+    assert sparse.weight_bytes - one == pytest.approx(unread, rel=1e-6)
+    assert one < many < sparse.weight_bytes
+
+
+def test_what_only_encodes_needs_no_logits() -> None:
+    model = Model.of(PUBLISHED, "fp8")
+    prompt, both = bytes_of(model, [0, 0], 0), bytes_of(model, [0, 0], 1)
+    assert (prompt.embedding, both.embedding) == (0, model.embedding_bytes)
+    assert both.floor - prompt.floor == 2 * model.embedding_bytes
 
 
 def test_exact_bytes_of_the_published_model() -> None:
@@ -133,7 +152,8 @@ def test_a_row_reads_what_it_has_and_of_sliding_layers_a_window() -> None:
 def test_more_rows_read_more_context_and_no_more_weights() -> None:
     model = Model.of(PUBLISHED, "fp8")
     one, many = pass_bytes(model, 1, 8192), pass_bytes(model, 16, 8192)
-    assert (many.weights, many.embedding) == (one.weights, one.embedding)
+    assert many.weights == pytest.approx(one.weights, rel=1e-6)
+    assert many.embedding == one.embedding
     assert many.kv == 16 * one.kv
     # Sixteen contexts of 8192 tokens, written once more and read again.
     assert many.gather / 1e9 == pytest.approx(12, abs=0.2)

@@ -1,0 +1,1 @@
+"""What a pass must move and multiply, and how long a GPU takes for it at least."""
