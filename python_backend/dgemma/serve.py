@@ -13,6 +13,7 @@ from pathlib import Path
 
 from dgemma.settings import Settings
 from dgemma.triton_server.server import TritonServer
+from dgemma.triton_server.tls import Tls
 
 CHECK_EVERY_S = 1.0
 
@@ -32,16 +33,25 @@ def serve(model_repository: Path) -> None:
         metrics_port=settings.metrics_port,
         start_timeout_s=settings.start_timeout_s,
         drain_timeout_s=settings.drain_timeout_s,
+        tls=_tls(settings),
     )
     with _on_signal(_interrupt), server, _on_signal(stop.set):
+        secured = "TLS, " if settings.ssl_mode == "tls" else ""
         print(
-            f"ready: gRPC {server.grpc_url}, metrics {server.metrics_url}, "
+            f"ready: gRPC {server.grpc_url}, metrics {server.metrics_url}, {secured}"
             f"{settings.slots} slots; Ctrl-C stops it",
             flush=True,
         )
         while not stop.wait(CHECK_EVERY_S):
             server.check()
         print("stopping: finishing what is in flight", flush=True)
+
+
+def _tls(settings: Settings) -> Tls | None:
+    if settings.ssl_mode == "disabled":
+        return None
+    assert settings.ssl_certs is not None and settings.ssl_key is not None, "see Settings.load"
+    return Tls(settings.ssl_certs, settings.ssl_key)
 
 
 def _interrupt() -> None:
