@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,7 @@ from dgemma.client import Client, Unavailable
 from tests.dgemma import tls
 from tests.triton.servers import PATIENCE_S, serving
 
-ANSWER = {"seed": 1, "max_new_tokens": 8, "max_denoising_steps": 2}
+ANSWER: dict[str, Any] = {"seed": 1, "max_new_tokens": 8, "max_denoising_steps": 2}
 
 
 def test_grpc_is_spoken_over_tls_alone(
@@ -32,6 +33,9 @@ def test_grpc_is_spoken_over_tls_alone(
         with Client(f"localhost:{port}", tls_ca=certificate) as client:
             usage = client.generate("x", timeout_s=PATIENCE_S, **ANSWER).usage
             assert usage["completion_tokens"] == 8
-        for options in ({}, {"tls_ca": tmp_path / "other.pem"}):
-            with Client(f"localhost:{port}", **options) as client, pytest.raises(Unavailable):
+        for authority in (None, tmp_path / "other.pem"):
+            with (
+                Client(f"localhost:{port}", tls_ca=authority) as client,
+                pytest.raises(Unavailable),
+            ):
                 client.generate("x", timeout_s=PATIENCE_S, **ANSWER)
