@@ -110,6 +110,7 @@ class Divergence(NamedTuple):
     moment: Moment
     what: str
     margin: float  # of logits at their temperature, or of entropies in nats
+    apart: float  # the hidden states that were decided on
 
 
 def divergence(
@@ -134,7 +135,7 @@ def divergence(
     if not found:
         found.append((abs(reference.mean_entropy - sampling.confidence_threshold), "confidence"))
     margin, what = max(found)
-    return Divergence(moment, what, margin)
+    return Divergence(moment, what, margin, other.distance(reference))
 
 
 def _lead(scores: Tensor, mine: Tensor, others: Tensor) -> float:

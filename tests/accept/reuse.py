@@ -147,7 +147,10 @@ def closeness(engine: Path, checkpoint: Path, mixes: int) -> Iterator[Line]:
         "",
     )
     for at in found.divergences:
-        seen = f"block {at.moment.block}, step {at.moment.step}: {at.what}, margin {at.margin:.1e}"
+        seen = (
+            f"block {at.moment.block}, step {at.moment.step}: {at.what}, margin {at.margin:.1e}, "
+            f"hidden states {at.apart:.1e} apart by then"
+        )
         yield Line("  a first divergence", seen, f"<= {CLOSE:.0e}", at.margin <= CLOSE)
     share = len(found.divergences) / found.requests
     yield Line(
