@@ -90,10 +90,12 @@ def _differs(parts: Parts, rng: random.Random, length: int, name: str) -> bool:
 def _arrival(rng: random.Random, length: int, may_leave: bool) -> Arrival:
     before = rng.randrange(12)
     leaves = may_leave and rng.random() < 0.15
-    return Arrival(_raw(rng, length), before, before + rng.randrange(1, 12) if leaves else None)
+    return Arrival(
+        any_request(rng, length), before, before + rng.randrange(1, 12) if leaves else None
+    )
 
 
-def _raw(rng: random.Random, length: int) -> RawRequest:
+def any_request(rng: random.Random, length: int) -> RawRequest:
     """Any prompt, length, settings; one request in four fills in a template."""
     settings: dict[str, Any] = {
         "seed": rng.randrange(2**63),
@@ -112,7 +114,7 @@ def _raw(rng: random.Random, length: int) -> RawRequest:
     else:
         settings["max_new_tokens"] = rng.randint(1, 3 * length)
     return RawRequest(
-        text_input=_text(rng, rng.randint(1, 2 * length)).encode(),
+        text_input=any_text(rng, rng.randint(1, 2 * length)).encode(),
         canvas_template=template and template.encode(),
         sampling_parameters=json.dumps(settings).encode(),
     )
@@ -121,11 +123,14 @@ def _raw(rng: random.Random, length: int) -> RawRequest:
 def _template(rng: random.Random, length: int) -> str:
     parts = []
     for _ in range(rng.randint(1, 4)):
-        parts += [_text(rng, rng.randint(1, length // 4)), f"<|gap:{rng.randint(1, length // 2)}|>"]
+        parts += [
+            any_text(rng, rng.randint(1, length // 4)),
+            f"<|gap:{rng.randint(1, length // 2)}|>",
+        ]
     return "".join(parts)
 
 
-def _text(rng: random.Random, size: int) -> str:
+def any_text(rng: random.Random, size: int) -> str:
     return "".join(rng.choices(LETTERS, k=size))
 
 

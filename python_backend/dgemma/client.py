@@ -140,7 +140,8 @@ class Client:
         `prompt` is raw text, sent without a chat template. `stream` chooses what comes before the
         final update: nothing, one update per block, or also one per denoise step. The request is
         sent when iteration begins. Leaving the loop early closes the generator, which cancels the
-        request on the server.
+        request on the server. `timeout_s` is also the request's `deadline_s`, unless that is given:
+        so the server can refuse at once what would come too late.
 
         Raises RequestRejected at the call where no message can carry the request, and a
         ClientError while iterating for everything else.
@@ -149,6 +150,8 @@ class Client:
             raise RequestRejected(
                 f"timeout_s: must be above 0 and at most {MAX_TIMEOUT_S:g} seconds, got {timeout_s}"
             )
+        if options.get("deadline_s") is None:
+            options["deadline_s"] = timeout_s
         return self._updates(encode_request(prompt, stream, options), timeout_s)
 
     def generate(

@@ -18,6 +18,7 @@ from dgemma.log_lines import JsonFormatter, of_triton
 from dgemma.settings import Settings
 from dgemma.triton_server.output import line_by_line
 from dgemma.triton_server.server import TritonServer
+from dgemma.triton_server.tls import Tls
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +42,12 @@ def serve(model_repository: Path) -> None:
             log=log,
             start_timeout_s=settings.start_timeout_s,
             drain_timeout_s=settings.drain_timeout_s,
+            tls=_tls(settings),
         )
         with _on_signal(_interrupt), server, _on_signal(stop.set):
+            secured = "TLS, " if settings.ssl_mode == "tls" else ""
             say(
-                f"ready: gRPC {server.grpc_url}, metrics {server.metrics_url}, "
+                f"ready: gRPC {server.grpc_url}, metrics {server.metrics_url}, {secured}"
                 f"{settings.slots} slots{_simulated(settings)}; Ctrl-C stops it"
             )
             while not stop.wait(CHECK_EVERY_S):
@@ -72,6 +75,13 @@ def _log(settings: Settings) -> Iterator[tuple[int | None, Callable[[str], None]
 
 def _simulated(settings: Settings) -> str:
     return "" if settings.simulate is None else f", simulated {settings.simulate}"
+
+
+def _tls(settings: Settings) -> Tls | None:
+    if settings.ssl_mode == "disabled":
+        return None
+    assert settings.ssl_certs is not None and settings.ssl_key is not None, "see Settings.load"
+    return Tls(settings.ssl_certs, settings.ssl_key)
 
 
 def _interrupt() -> None:

@@ -90,6 +90,22 @@ class Settings(BaseSettings):
         validation_alias="NIM_TRITON_METRICS_PORT",
         description="0 to 65535; 0 takes any free port",
     )
+    ssl_mode: Annotated[Literal["disabled", "tls"], BeforeValidator(_lower)] = Field(
+        "disabled",
+        validation_alias="NIM_SSL_MODE",
+        description="disabled, or tls: gRPC is spoken over TLS alone",
+    )
+    ssl_certs: Annotated[Path, AfterValidator(_file)] | None = Field(
+        None,
+        validation_alias="NIM_SSL_CERTS_PATH",
+        description="the PEM file of the server's certificate, with those behind it that vouch for "
+        "it",
+    )
+    ssl_key: Annotated[Path, AfterValidator(_file)] | None = Field(
+        None,
+        validation_alias="NIM_SSL_KEY_PATH",
+        description="the PEM file of that certificate's private key, unencrypted",
+    )
     max_model_len: int | None = Field(
         None,
         ge=2,
@@ -200,6 +216,12 @@ class Settings(BaseSettings):
                 f"NIM_MODEL_PATH: not set; set it to {cls.model_fields['engine'].description}; "
                 f"there is no model store at {loaded.cache} either, where NIM_CACHE_PATH points"
             )
+        for field in ("ssl_certs", "ssl_key"):
+            if loaded.ssl_mode == "tls" and getattr(loaded, field) is None:
+                raise ConfigurationError(
+                    f"{variable_of(field)}: not set; NIM_SSL_MODE=tls needs "
+                    f"{cls.model_fields[field].description}"
+                )
         return loaded
 
     @property

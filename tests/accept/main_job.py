@@ -115,8 +115,8 @@ def speed(engine: Path, checkpoint: Path) -> Iterator[Line]:
         yield Line(figure.name, figure.value, figure.limit, figure.holds)
 
 
-def table(lines: list[Line]) -> Table:
-    result = Table(title="the main job", box=SIMPLE, title_justify="left")
+def table(lines: list[Line], title: str) -> Table:
+    result = Table(title=title, box=SIMPLE, title_justify="left")
     for heading in ("what", "seen", "promised", ""):
         result.add_column(heading)
     for line in lines:
@@ -145,7 +145,7 @@ def main(
         for line in part:
             progress.print(f"{line.what}: {line.seen}", highlight=False, markup=False)
             lines.append(line)
-    console.print(table(lines))
+    console.print(table(lines, "the main job"))
     raise typer.Exit(int(any(line.holds is False for line in lines)))
 
 

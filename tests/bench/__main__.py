@@ -54,11 +54,15 @@ class Figure:
 
 @contextmanager
 def server(
-    engine: Path, checkpoint: Path, threads: int, repository: Path = MODEL_REPOSITORY
+    engine: Path,
+    checkpoint: Path,
+    threads: int,
+    repository: Path = MODEL_REPOSITORY,
+    slots: int = SLOTS,
 ) -> Iterator[str]:
     """The real server's gRPC address."""
     settings = Settings.load(
-        engine=engine, checkpoint=checkpoint, slots=SLOTS, threads=threads, log_level="warning"
+        engine=engine, checkpoint=checkpoint, slots=slots, threads=threads, log_level="warning"
     )
     with tempfile.TemporaryDirectory() as scratch:
         log = Path(scratch) / "triton.log"

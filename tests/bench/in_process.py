@@ -1,7 +1,7 @@
 """Worker: the workload by our scheduler, tail and engine in one process, without Triton.
 
-Run as `python -m tests.bench.in_process ENGINE CHECKPOINT THREADS`. It also times the engine and
-the tail by themselves.
+Run as `python -m tests.bench.in_process ENGINE CHECKPOINT THREADS [SLOTS]`. It also times engine
+and tail by themselves.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class TimedTail(Tail):
 class InProcess:
     """Requests straight to a scheduler."""
 
-    def __init__(self, engine: Path, checkpoint: Path, threads: int) -> None:
-        self.parts = assemble(engine, checkpoint, slots=SLOTS, threads=threads)
+    def __init__(self, engine: Path, checkpoint: Path, threads: int, slots: int = SLOTS) -> None:
+        self.parts = assemble(engine, checkpoint, slots=slots, threads=threads)
         gc.collect()
         gc.freeze()  # as the service does
         self.engine, self.tail = self.parts.scheduler.engine, self.parts.scheduler.tail
@@ -105,6 +105,15 @@ class InProcess:
             samples.append(time.perf_counter() - began)
         return {"seconds": median(samples)}
 
+    def together(self, requests: int, parameters: dict[str, Any]) -> dict[str, Any]:
+        """Tokens per second of as many requests at once."""
+        work = [raw(tasks()[0].prompt, seed=seed, **parameters) for seed in range(requests)]
+        began = time.perf_counter()
+        ends = [events[-1] for events in self._run(self.parts.scheduler, work)]
+        seconds = time.perf_counter() - began
+        tokens = sum(e.usage.completion_tokens for e in ends if isinstance(e, Finished))
+        return {"tokens_per_second": tokens / seconds}
+
     def outside(self, rows: int) -> dict[str, Any]:
         """Microseconds a pass spends outside engine and tail, with `rows` requests at a time."""
         watch, tail_watch = Stopwatch(), Stopwatch()
@@ -127,27 +136,37 @@ class InProcess:
             "tail_ms": tail_watch.seconds / scheduler.passes * 1e3,
         }
 
-    def bare(self, rows: int, passes: int) -> dict[str, Any]:
-        """Tokens per second of engine and tail alone: `rows` canvases, no prompts, no commits."""
+    def bare(self, rows: int, passes: int, contexts: Sequence[int] | None = None) -> dict[str, Any]:
+        """Tokens per second of engine and tail alone: `rows` canvases, no prompts, no commits.
+
+        So many passes behind each of `contexts`, in tokens; by default behind one canvas.
+        """
         length = self.engine.geometry.canvas_length
         request = self.parts.parser.parse(raw(tasks()[0].prompt, seed=0, **FIXED), "bare")
-        start = length
-        prompt = torch.tensor(request.prompt + (0,) * length)[:length]
-        self.engine.forward([Row(prompt, slot, 0, length, False) for slot in range(rows)])
         steps = request.sampling.max_denoising_steps
         sampling = replace(request.sampling, max_denoising_steps=passes)
-        canvases = [self.tail.begin(slot, sampling, None) for slot in range(rows)]
-        began = time.perf_counter()
-        for _ in range(passes):
-            hidden = self.engine.forward(
-                [
-                    Row(canvas.ids, slot, start, length, True, canvas.soft)
-                    for slot, canvas in enumerate(canvases)
-                ]
-            )
-            self.tail.step(hidden, [(canvas, sampling) for canvas in canvases])
-        seconds = time.perf_counter() - began
-        return {"tokens_per_second": rows * length / (steps * seconds / passes)}
+        text = torch.tensor(request.prompt + (0,) * length)[:length]
+        seconds, places = 0.0, contexts or [length]
+        for context in places:
+            for start in range(0, context, length):
+                valid = min(length, context - start)
+                self.engine.forward([Row(text, slot, start, valid, False) for slot in range(rows)])
+            canvases = [self.tail.begin(slot, sampling, None) for slot in range(rows)]
+            began = time.perf_counter()
+            for _ in range(passes):
+                hidden = self.engine.forward(
+                    [
+                        Row(canvas.ids, slot, context, length, True, canvas.soft)
+                        for slot, canvas in enumerate(canvases)
+                    ]
+                )
+                self.tail.step(hidden, [(canvas, sampling) for canvas in canvases])
+            seconds += time.perf_counter() - began
+        return {"tokens_per_second": rows * length / (steps * seconds / passes / len(places))}
+
+    def prompt_tokens(self) -> dict[str, Any]:
+        """Of the request that `together` repeats."""
+        return {"tokens": len(self.parts.parser.parse(raw(tasks()[0].prompt), "x").prompt)}
 
     def _run(self, scheduler: Scheduler, requests: list[RawRequest]) -> list[list[Event]]:
         heard: list[list[Event]] = [[] for _ in requests]
@@ -168,5 +187,5 @@ def raw(prompt: str, **parameters: Any) -> RawRequest:
 
 
 if __name__ == "__main__":
-    engine, checkpoint, threads = sys.argv[1:]
-    answer_lines(InProcess(Path(engine), Path(checkpoint), int(threads)))
+    engine, checkpoint, *numbers = sys.argv[1:]
+    answer_lines(InProcess(Path(engine), Path(checkpoint), *map(int, numbers)))

@@ -17,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from dgemma import __version__
 from dgemma.cli import _summary, app
+from dgemma.client import DEFAULT_TIMEOUT_S
 from tests.dgemma import tls
 from tests.dgemma.fake_triton import (
     USAGE,
@@ -47,12 +48,14 @@ def generate(fake: FakeTriton, *arguments: str, stdin: str | None = None) -> Res
 
 
 def sent(fake: FakeTriton) -> dict[str, Any]:
-    """The one request that arrived; what is JSON in it is decoded."""
+    """The one request that arrived; what is JSON in it is decoded, and no deadline mentioned."""
     [request] = fake.requests
-    return {
+    arrived: dict[str, Any] = {
         name: json.loads(value) if name in {"messages", "sampling_parameters"} else value
         for name, value in inputs(request).items()
     }
+    assert arrived["sampling_parameters"].pop("deadline_s") == DEFAULT_TIMEOUT_S
+    return {name: value for name, value in arrived.items() if value}
 
 
 # What is printed

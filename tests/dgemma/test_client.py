@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -74,9 +75,18 @@ def test_generate_asks_for_the_whole_answer_at_once() -> None:
     assert generation == Generation("Hello, world", (1, 2, 3, 4), "stop", USAGE)
     assert inputs(fake.requests[0]) == {
         "text_input": "hi",
-        "sampling_parameters": '{"seed": 3}',
+        "sampling_parameters": json.dumps({"seed": 3, "deadline_s": TIMEOUT_S}),
         "stream": "none",
     }
+
+
+def test_the_timeout_is_the_requests_deadline_unless_another_is_given() -> None:
+    with FakeTriton(answer) as fake, Client(fake.url) as opened:
+        opened.generate("hi", timeout_s=TIMEOUT_S)
+        opened.generate("hi", timeout_s=TIMEOUT_S, deadline_s=None)
+        opened.generate("hi", timeout_s=TIMEOUT_S, deadline_s=0.5)
+    sent = [json.loads(inputs(each)["sampling_parameters"]) for each in fake.requests]
+    assert [each["deadline_s"] for each in sent] == [TIMEOUT_S, TIMEOUT_S, 0.5]
 
 
 def test_the_functions_of_the_module_need_no_client_of_their_own() -> None:

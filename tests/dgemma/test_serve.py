@@ -15,6 +15,7 @@ from dgemma import serve as serving
 from dgemma.errors import ConfigurationError, EngineFailure
 from dgemma.serve import serve
 from dgemma.triton_server.server import TritonServer
+from dgemma.triton_server.tls import Tls
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -165,6 +166,23 @@ def test_a_dead_server_ends_the_service_with_its_error(
     assert FakeServer.made.events == ["start", *["check"] * 3, "stop", "stopped"]
 
 
+def test_a_certificate_reaches_the_server(
+    fake: type[FakeServer],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fake.on_check = staticmethod(send(signal.SIGTERM))
+    files = [tmp_path / "server.pem", tmp_path / "server.key"]
+    monkeypatch.setenv("NIM_SSL_MODE", "TLS")
+    for path, variable in zip(files, ("NIM_SSL_CERTS_PATH", "NIM_SSL_KEY_PATH"), strict=True):
+        path.touch()
+        monkeypatch.setenv(variable, str(path))
+    serve(tmp_path)
+    assert FakeServer.made.arguments["tls"] == Tls(*files)
+    assert ", TLS, 3 slots" in capsys.readouterr().out
+
+
 def test_the_settings_reach_the_server_and_its_models(
     fake: type[FakeServer], tmp_path: Path
 ) -> None:
@@ -180,6 +198,7 @@ def test_the_settings_reach_the_server_and_its_models(
         "log": None,
         "start_timeout_s": 1800,
         "drain_timeout_s": 7,
+        "tls": None,
     }
     assert environment["NIM_MODEL_PATH"] == str(tmp_path)
     assert environment["DGEMMA_SLOTS"] == "3"

@@ -82,6 +82,20 @@ def test_a_missing_directory_variable_says_what_to_set(environment: pytest.Monke
         Settings.load()
 
 
+def test_tls_needs_a_certificate_and_its_key(
+    environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert Settings.load().ssl_mode == "disabled"
+    environment.setenv("NIM_SSL_MODE", "TLS")
+    file = tmp_path / "server.pem"
+    file.touch()
+    for variable in ("NIM_SSL_CERTS_PATH", "NIM_SSL_KEY_PATH"):
+        with pytest.raises(ConfigurationError, match=f"^{variable}: not set; NIM_SSL_MODE=tls"):
+            Settings.load()
+        environment.setenv(variable, str(file))
+    assert Settings.load().ssl_key == file
+
+
 def test_the_models_are_at_one_of_two_places(
     environment: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

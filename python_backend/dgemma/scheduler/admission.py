@@ -88,19 +88,20 @@ class Admission:
         return sequence.deadline is None or self._pace.clock() + needed <= sequence.deadline
 
     def _check_queue(self, tenant: Tenant, free_slots: int) -> None:
-        limits = tenant.limits
-        ready = free_slots > len(self._queue)
-        if not ready and self._max_queued is not None and len(self._queue) >= self._max_queued:
+        """Who finds a free slot does not wait, also where it is given only before the next pass."""
+        limits, queued = tenant.limits, len(self._queue)
+        if self._max_queued is not None and queued >= free_slots + self._max_queued:
             raise ResourceExhausted(
-                f"{len(self._queue)} requests wait already, of {self._max_queued} that may",
+                f"{queued - free_slots} requests wait already, of {self._max_queued} that may",
                 self._soon_s,
             )
         waiting = self._queue.waiting(tenant)
+        room = max(0, free_slots - (queued - waiting))  # others come first
         if limits.max_running is not None:
-            ready = ready and self._queue.running(tenant) + waiting < limits.max_running
-        if not ready and limits.max_queued is not None and waiting >= limits.max_queued:
+            room = min(room, max(0, limits.max_running - self._queue.running(tenant)))
+        if limits.max_queued is not None and waiting >= room + limits.max_queued:
             raise ResourceExhausted(
-                f"{waiting} requests of tenant {tenant.name} wait already, of "
+                f"{waiting - room} requests of tenant {tenant.name} wait already, of "
                 f"{limits.max_queued} that may",
                 self._soon_s,
             )

@@ -8,6 +8,7 @@ nobody finds what another tenant's requests have left, except for what the opera
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -28,6 +29,7 @@ class KeyChain:
         self._tail: list[int] = []  # behind the last complete block
         self.keys: list[bytes] = []
         self.kept = 0  # of them, whose blocks have been looked at
+        self.begun: Snapshot | None = None  # of the next block, what a ring may forget
         self.extend(request.prompt)
 
     def extend(self, tokens: Iterable[int]) -> None:
@@ -48,8 +50,8 @@ class PrefixCache:
     def __init__(self, engine: Engine, max_bytes: int) -> None:
         self._engine, self._max_bytes = engine, max_bytes
         self._length = engine.geometry.canvas_length
-        self._blocks: OrderedDict[bytes, Snapshot] = OrderedDict()
-        self.nbytes = 0
+        self._blocks: OrderedDict[bytes, tuple[Snapshot, ...]] = OrderedDict()
+        self.nbytes = self.evicted = 0  # bytes of blocks; blocks forgotten for want of room
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -61,34 +63,51 @@ class PrefixCache:
     def restore(self, chain: KeyChain, slot: int, blocks: int) -> int:
         """Put what is known of the first `blocks` blocks into a slot; how many that were."""
         found = list(self._find(chain.keys[:blocks]))
-        for snapshot in found:
+        for snapshot in itertools.chain.from_iterable(found):
             self._engine.restore(slot, snapshot)
         # The last one first: what is used least is then the end of a context, not its beginning.
         for key in reversed(chain.keys[: len(found)]):
             self._blocks.move_to_end(key)
-        chain.kept = len(found)
+        chain.kept, chain.begun = len(found), None
         return len(found)
 
     def keep(self, chain: KeyChain, slot: int, encoded: int) -> None:
         """Copy the blocks that have been completed in a slot that holds `encoded` tokens."""
-        window = self._engine.geometry.sliding_window
         for index in range(chain.kept, encoded // self._length):
             chain.kept += 1
-            start, stop = index * self._length, (index + 1) * self._length
             reachable = index == 0 or chain.keys[index - 1] in self._blocks
-            # A ring forgets; what it has forgotten of a block only matters behind its end.
-            whole = encoded == stop or encoded - start <= window
-            if reachable and whole and chain.keys[index] not in self._blocks:
-                self._put(chain.keys[index], self._engine.snapshot(slot, start, stop))
+            if reachable and chain.keys[index] not in self._blocks:
+                copies = self._copies(chain, slot, index * self._length, encoded)
+                if copies:
+                    self._put(chain.keys[index], copies)
+        rest = encoded % self._length
+        if rest and self._engine.geometry.sliding_window < 2 * self._length - 1:
+            chain.begun = self._engine.snapshot(slot, encoded - rest, encoded)
 
-    def _find(self, keys: Iterable[bytes]) -> Iterator[Snapshot]:
+    def _copies(self, chain: KeyChain, slot: int, start: int, encoded: int) -> tuple[Snapshot, ...]:
+        """Of the block at `start`, in the order to restore them; none if it cannot be had whole."""
+        stop, window = start + self._length, self._engine.geometry.sliding_window
+        # A ring forgets; what it has forgotten of a block only matters behind its end.
+        if encoded == stop or encoded - start <= window:
+            return (self._engine.snapshot(slot, start, stop),)
+        begun = chain.begun
+        if begun is not None and begun.start == start and encoded - begun.stop <= window:
+            return begun, self._engine.snapshot(slot, begun.stop, stop)
+        return ()
+
+    def _find(self, keys: Iterable[bytes]) -> Iterator[tuple[Snapshot, ...]]:
         for key in keys:
             if key not in self._blocks:
                 return
             yield self._blocks[key]
 
-    def _put(self, key: bytes, snapshot: Snapshot) -> None:
-        self._blocks[key] = snapshot
-        self.nbytes += snapshot.nbytes
+    def _put(self, key: bytes, copies: tuple[Snapshot, ...]) -> None:
+        self._blocks[key] = copies
+        self.nbytes += _nbytes(copies)
         while self.nbytes > self._max_bytes:
-            self.nbytes -= self._blocks.popitem(last=False)[1].nbytes
+            self.nbytes -= _nbytes(self._blocks.popitem(last=False)[1])
+            self.evicted += 1
+
+
+def _nbytes(copies: Iterable[Snapshot]) -> int:
+    return sum(copy.nbytes for copy in copies)

@@ -26,6 +26,7 @@ from dgemma.errors import ConfigurationError, EngineFailure
 from dgemma.triton_server import scratch, shared_memory, with_parent
 from dgemma.triton_server.installation import STUB, Installation
 from dgemma.triton_server.processes import kill_session, session_members, started_with
+from dgemma.triton_server.tls import Tls
 
 # After the drain time-out: for models to be unloaded and processes to end.
 EXIT_GRACE_S = 15.0
@@ -51,13 +52,16 @@ class TritonServer:
         start_timeout_s: float = 300.0,
         drain_timeout_s: int = 30,
         options: Sequence[str] = (),
+        tls: Tls | None = None,
     ) -> None:
         """`env` is added to this process's environment. Port 0 takes a free one. The server writes
         to the file or the descriptor `log`, without one to our stderr. `drain_timeout_s` is what
-        running requests get at the end. `options` are more of tritonserver's own.
+        running requests get at the end. `options` are more of tritonserver's own. With `tls`, gRPC
+        is spoken over it alone.
         """
         self._model_repository, self._env = model_repository.resolve(), dict(env or {})
         self._host, self._log, self._options = host, log, tuple(options)
+        self._tls = tls
         self._ports = {"gRPC": grpc_port, "metrics": metrics_port}
         self._start_timeout_s, self._drain_timeout_s = start_timeout_s, drain_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
@@ -107,6 +111,8 @@ class TritonServer:
             raise RuntimeError("the server is running")
         if not self._model_repository.is_dir():
             raise ConfigurationError(f"{self._model_repository}: no such model repository")
+        if self._tls is not None:
+            self._tls.check()
         shared_memory.remove_stale()
         scratch.remove_stale()
         self._ports = _free_ports(self._host, self._ports)
@@ -171,6 +177,7 @@ class TritonServer:
             "--grpc-header-forward-pattern=authorization",
             f"--metrics-address={self._host}",
             f"--metrics-port={self._ports['metrics']}",
+            *(self._tls.options if self._tls else ()),
             *self._options,
         ]
         if installation.backend_directory is not None:
@@ -209,15 +216,32 @@ class TritonServer:
             time.sleep(0.02)
 
     def _listens(self) -> bool:
-        address = (_reachable(self._host), self._ports["gRPC"])
         try:
-            with socket.create_connection(address, timeout=1.0):
+            with socket.create_connection(self._address, timeout=1.0):
                 return True
         except OSError:
             return False
 
+    @property
+    def _address(self) -> tuple[str, int]:
+        return _reachable(self._host), self._ports["gRPC"]
+
+    def _client(self) -> InferenceServerClient:
+        if self._tls is None:
+            return InferenceServerClient(self.grpc_url)
+        name = self._tls.name(*self._address)
+        return InferenceServerClient(
+            self.grpc_url,
+            creds=self._tls.credentials(),
+            channel_args=[("grpc.ssl_target_name_override", name)],
+        )
+
     def _ready(self) -> bool:
-        with InferenceServerClient(self.grpc_url) as client:
+        try:
+            connected = self._client()
+        except OSError:
+            return False
+        with connected as client:
             try:
                 if client.is_server_ready(client_timeout=5.0):
                     return True

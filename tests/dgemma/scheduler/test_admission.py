@@ -54,6 +54,29 @@ def test_requests_that_find_a_slot_do_not_count_as_waiting() -> None:
     at.submit(request("c"))
 
 
+def test_who_will_have_a_free_slot_takes_no_place_in_the_queue() -> None:
+    at = desk(slots=2, options=Options(max_queued=1))
+    at.submit(*(request(name) for name in "abc"))  # all before the next pass
+    assert "1 requests wait already, of 1 that may" in refusal(at)
+    at.run()
+    assert {at.reason(name) for name in "abc"} == {"length"}
+
+
+def test_a_tenant_that_waits_for_its_own_slots_keeps_nobody_out() -> None:
+    at, tenant = desk(slots=3, options=Options(max_queued=1)), limited(max_running=1)
+    at.submit(*(request(f"a{i}", tenant=tenant, **fixed_steps(3)) for i in range(2)))
+    at.scheduler.step()
+    at.submit(request("b"))
+    at.scheduler.step()
+    assert at.scheduler.stats.running == 2
+
+
+def test_a_tenants_burst_takes_its_slots_and_its_places() -> None:
+    at, tenant = desk(slots=4), limited(max_queued=1, max_running=2)
+    at.submit(*(request(name, tenant=tenant) for name in "abc"))
+    assert "1 requests of tenant acme wait already, of 1 that may" in refusal(at, tenant=tenant)
+
+
 def test_a_tenants_queue_is_its_own() -> None:
     at, tenant = desk(slots=1), limited(max_queued=1)
     at.submit(request("a"))

@@ -53,8 +53,11 @@ def test_a_prompt_that_is_known_throughout_encodes_nothing() -> None:
     assert at.ids("b") == at.ids("a")
 
 
-def test_the_next_turn_of_a_chat_encodes_only_what_is_new() -> None:
-    at, first = caching(), to_ids("x" * 21)
+@pytest.mark.parametrize("window", [L, 12, 2 * L, 4 * L])
+def test_the_next_turn_of_a_chat_encodes_only_what_is_new(window: int) -> None:
+    """Also where a ring forgets a block's beginning before its end is there."""
+    geometry = geometry_of(sliding_window=window)
+    at, first = desk(options=PLENTY, geometry=geometry), to_ids("x" * 21)
     run(at, "first", first, max_new_tokens=6 * L)
     turn = [*first, *at.ids("first"), *to_ids("and then?")]
     run(at, "second", turn)
@@ -128,7 +131,7 @@ def test_what_is_kept_stays_within_its_bytes_and_the_oldest_goes_first() -> None
     for name in "abc":
         run(at, name, to_ids(name * 2 * L))
         assert cache.nbytes <= 4 * L * 8
-    assert len(cache) == 4
+    assert len(cache) == 4 and cache.evicted == 2
     run(at, "c2", to_ids("c" * 2 * L))
     run(at, "b2", to_ids("b" * 2 * L))
     run(at, "a2", to_ids("a" * 2 * L))
@@ -206,3 +209,20 @@ def test_a_prefix_from_the_cache_has_the_same_bits_on_the_demo_engine(
     assert (cached.cached_tokens, fresh.cached_tokens) == (3 * length, 0)
     assert cached.ids == fresh.ids
     assert 0 < cached.distance(fresh) <= 1e-4
+
+
+def test_what_a_short_ring_forgets_of_a_block_is_found_again_on_the_demo_engine(
+    demo_engine: Path, demo_checkpoint: Path
+) -> None:
+    """Its window is shorter than what is written until a block behind a prompt is complete."""
+    rng, length = random.Random(4), 96
+    parts = assemble(demo_engine, demo_checkpoint, slots=1, threads=1, options=PLENTY)
+    plain = assemble(demo_engine, demo_checkpoint, slots=1, threads=1)
+    settings = fixed_steps(1, ignore_eos=True, max_new_tokens=3 * length)
+    prompt = [rng.randrange(32, 120) for _ in range(70)]
+    answer = play(parts, [(0, request("first", prompt=prompt, seed=1, **settings))])["first"].ids
+    turn = request("turn", prompt=[*prompt, *answer, 60], seed=2, **settings)
+    cached, fresh = (play(p, [(0, turn)])["turn"] for p in (parts, plain))
+    assert (cached.cached_tokens, fresh.cached_tokens) == (2 * length, 0)
+    assert cached.ids == fresh.ids
+    assert cached.distance(fresh) <= 1e-4
