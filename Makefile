@@ -62,7 +62,7 @@ accept-2: $(VENV)/.test
 ## make accept-3       the slow checks of many users at once, some of them on simulated GPUs
 accept-3: $(VENV)/.test
 	@$(BUILD_ENGINE)
-	$(BIN)/python -m tests.accept.many_users
+	$(BIN)/python -m tests.accept.many_users --engine $(ENGINE) --checkpoint $(CHECKPOINT)
 	exec $(BIN)/python -m tests.accept.simulated
 
 ## make evaluate-demo  what the demo checkpoint can do, on 500 tasks a line
