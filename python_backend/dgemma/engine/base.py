@@ -76,10 +76,7 @@ class Engine(PassRunner, Protocol):
     """What a service needs: its KV can be copied from slot to slot besides."""
 
     def meanwhile(self, call: Callable[[], object]) -> None:
-        """Have `call` called once, when the next pass keeps the device busy and not the host.
-
-        Where passes are computed on the host, that is at once.
-        """
+        """Have `call` called once with the next pass, when that keeps the host least busy."""
         ...
 
     def snapshot(self, slot: int, start: int, stop: int) -> Snapshot:

@@ -47,6 +47,7 @@ class OnnxEngine:
         self.capacity = capacity
         self.pool = KVPool(self.geometry, capacity.slots, capacity.context)
         self.reruns = 0
+        self._later: list[Callable[[], object]] = []
         self._embedding = _read_embedding([directory / name for name in manifest.weights])
         self._session = _open_session(directory / manifest.graph, threads)
         self._check_inputs(directory / manifest.graph)
@@ -64,7 +65,7 @@ class OnnxEngine:
         self.pool.put(slot, snapshot)
 
     def meanwhile(self, call: Callable[[], object]) -> None:
-        call()
+        self._later.append(call)
 
     def embedding(self) -> Tensor:
         return self._embedding
@@ -73,6 +74,10 @@ class OnnxEngine:
         check(rows, self.geometry, self.capacity)
         bound = self._bound(PassShape.of(rows, self.geometry, self.capacity))
         self._run(bound, rows)
+        # A pass takes all cores, and the tail behind it one.
+        calls, self._later = self._later, []
+        for call in calls:
+            call()
         if bound.fresh:
             self.pool.write(rows, bound.fresh)
         return torch.from_numpy(bound.hidden)

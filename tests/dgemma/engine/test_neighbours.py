@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dgemma.engine.base import Capacity, Row
 from dgemma.engine.onnx_engine import OnnxEngine
+from dgemma.errors import EngineFailure
 
 L, D = 96, 64
 LONG = 6 * L  # so long a context that products over the keys are done in several parts
@@ -74,3 +75,16 @@ def test_two_chunks_together_have_the_bits_that_they_have_one_after_the_other(
     assert torch.equal(torch.stack(together), torch.stack(apart))
     for array, before in zip(engine.pool.arrays, kept, strict=True):
         assert (array[2][:, : 4 * L] == before[:, : 4 * L]).all()
+
+
+def test_other_things_are_done_once_behind_the_next_pass(engine: OnnxEngine) -> None:
+    called: list[str] = []
+    for name in ("first", "second"):
+        engine.meanwhile(lambda name=name: called.append(name))  # type: ignore[misc]
+    row = [Row(tokens(1), 2, 0, L, True)]
+    with pytest.raises(EngineFailure):
+        engine.forward([])
+    assert called == []  # they wait for one that is run
+    engine.forward(row)
+    engine.forward(row)
+    assert called == ["first", "second"]
