@@ -1,4 +1,4 @@
-"""The control tokens that give an answer its parts: thinking and tool calls, as Gemma 4 spells them.
+"""The control tokens around parts of an answer: thinking and tool calls, as Gemma 4 spells them.
 
 Knows the spellings, from the public prompt format of Gemma 4; knows nothing of how they are parsed.
 """

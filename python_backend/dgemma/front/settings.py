@@ -1,0 +1,149 @@
+"""What an operator sets of the HTTP front, from environment variables.
+
+Knows each variable, its default and its range; knows nothing of the service behind the front.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from dgemma.errors import ConfigurationError
+from dgemma.settings import DEFAULT_CACHE, LogLevel, Port
+
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+def _names(text: str) -> str:
+    if not all(name.strip() for name in text.split(",")):
+        raise ValueError("an empty name")
+    return text
+
+
+class FrontSettings(BaseSettings):
+    """The front's settings. Use `load`; its errors quote the fields' descriptions."""
+
+    model_config = SettingsConfigDict(
+        case_sensitive=True, env_ignore_empty=True, extra="forbid", frozen=True
+    )
+
+    triton_url: str = Field(
+        "127.0.0.1:8001",
+        pattern=r"^[^\s/]+:[0-9]{1,5}$",
+        validation_alias="DGEMMA_TRITON_URL",
+        description="HOST:PORT of Triton's gRPC endpoint",
+    )
+    triton_metrics_url: str = Field(
+        "http://127.0.0.1:8002/metrics",
+        pattern=r"^http://",
+        validation_alias="DGEMMA_TRITON_METRICS_URL",
+        description="the http:// address of Triton's metrics",
+    )
+    host: str = Field(
+        "0.0.0.0",
+        validation_alias="DGEMMA_HOST",
+        description="the address to listen on, such as 127.0.0.1; 0.0.0.0 is every one",
+    )
+    port: Port = Field(
+        8000,
+        validation_alias="NIM_HTTP_API_PORT",
+        description="0 to 65535; 0 takes any free port",
+    )
+    served_model_name: Annotated[str, AfterValidator(_names)] = Field(
+        "diffusion_gemma",
+        validation_alias="NIM_SERVED_MODEL_NAME",
+        description="the names, separated by commas, that requests may call the model by; answers "
+        "bear the first",
+    )
+    models: Path | None = Field(
+        None,
+        validation_alias="NIM_MODEL_PATH",
+        description="the engine directory or model store that is served, for /v1/manifest",
+    )
+    cache: Path = Field(
+        Path(DEFAULT_CACHE),
+        validation_alias="NIM_CACHE_PATH",
+        description="the model store where NIM_MODEL_PATH is not set, for /v1/manifest",
+    )
+    timeout_s: Seconds = Field(
+        600.0,
+        validation_alias="DGEMMA_HTTP_TIMEOUT_S",
+        description="seconds until an answer must be complete: above 0 to 86400",
+    )
+    max_body_mib: float = Field(
+        8.0,
+        gt=0,
+        le=1024,
+        validation_alias="DGEMMA_HTTP_MAX_BODY_MIB",
+        description="MiB that the body of a request may have: above 0 to 1024",
+    )
+    read_timeout_s: Seconds = Field(
+        30.0,
+        validation_alias="DGEMMA_HTTP_READ_TIMEOUT_S",
+        description="seconds until a request's headers, and its body, must have come: above 0 to "
+        "86400",
+    )
+    write_timeout_s: Seconds = Field(
+        60.0,
+        validation_alias="DGEMMA_HTTP_WRITE_TIMEOUT_S",
+        description="seconds that a client may leave unread what was sent to it: above 0 to 86400",
+    )
+    ready_timeout_s: Seconds = Field(
+        2.0,
+        validation_alias="DGEMMA_READY_TIMEOUT_S",
+        description="seconds that the inference behind /v1/health/ready may take: above 0 to 86400",
+    )
+    ready_cache_s: float = Field(
+        1.0,
+        ge=0,
+        le=86_400,
+        validation_alias="DGEMMA_READY_CACHE_S",
+        description="seconds for which what /v1/health/ready found out holds: 0 to 86400",
+    )
+    probe_api_key: SecretStr | None = Field(
+        None,
+        validation_alias="DGEMMA_PROBE_API_KEY",
+        description="the API key of the inference behind /v1/health/ready, where there are tenants",
+    )
+    drain_timeout_s: int = Field(
+        30,
+        ge=0,
+        le=3600,
+        validation_alias="DGEMMA_DRAIN_TIMEOUT_S",
+        description="whole seconds that running requests get when the front stops: 0 to 3600",
+    )
+    log_level: LogLevel = Field(
+        "info",
+        validation_alias="NIM_LOG_LEVEL",
+        description="debug, info, warning or error",
+    )
+
+    @classmethod
+    def load(cls, **keywords: Any) -> FrontSettings:
+        """Read the environment; keywords (by field name) that are not None win over it.
+
+        Raises ConfigurationError naming the variable, what it was and what is allowed.
+        """
+        fields = cls.model_fields
+        variables = {name: str(field.validation_alias) for name, field in fields.items()}
+        try:
+            return cls(**{variables[key]: v for key, v in keywords.items() if v is not None})
+        except ValidationError as error:
+            first = error.errors()[0]
+            variable = str(first["loc"][0])
+            allowed = {variables[name]: field.description for name, field in fields.items()}
+            detail = first["msg"].removeprefix("Value error, ")
+            raise ConfigurationError(
+                f"{variable}: got {str(first['input'])!r}: {detail}; expected: {allowed[variable]}"
+            ) from None
+
+    @property
+    def model_names(self) -> list[str]:
+        return [name.strip() for name in self.served_model_name.split(",")]
+
+    @property
+    def max_body_bytes(self) -> int:
+        return int(self.max_body_mib * 2**20)
