@@ -37,7 +37,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __init__(self, script: Script, tls: tuple[bytes, bytes] | None = None) -> None:
         """`tls` = key and certificate of `localhost`."""
-        self._script = script
+        self.script = script
         self.requests: list[Any] = []  # ModelInferRequest
         self.metadata: list[dict[str, str]] = []
         self.peers: set[str] = set()  # one per connection
@@ -69,7 +69,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.peers.add(context.peer())
         played = threading.Event()
         context.add_callback(lambda: None if played.is_set() else self.cancelled.set())
-        yield from self._script(self, inputs(request), context)
+        yield from self.script(self, inputs(request), context)
         played.set()
         self.completed.set()
 

@@ -81,7 +81,7 @@ class _Arguments:
             return self._array(depth)
         if self._next(QUOTE) or self._next('"'):
             return self._string()
-        word = self._match(_SCALAR, "a value")
+        word = self._match(_SCALAR, "value")
         if word in _WORDS:
             return _WORDS[word]
         if not _NUMBER.fullmatch(word):
@@ -94,7 +94,7 @@ class _Arguments:
         while not self._ends("}", first=not members):
             self._skip()
             quoted = self._next(QUOTE) or self._next('"')
-            key = self._string() if quoted else self._match(_KEY, "a key")
+            key = self._string() if quoted else self._match(_KEY, "key")
             if key in members:
                 self._fail(f"the key {json.dumps(key)} twice")
             self._skip()

@@ -41,8 +41,8 @@ def protocol(read_timeout_s: float, write_timeout_s: float) -> type[H11Protocol]
             self._expect_headers()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._unheard = _stop(self._unheard)
-            self._unread = _stop(self._unread)
+            self._unheard = _stopped(self._unheard)
+            self._unread = _stopped(self._unread)
             super().connection_lost(exc)
 
         def pause_writing(self) -> None:
@@ -51,19 +51,19 @@ def protocol(read_timeout_s: float, write_timeout_s: float) -> type[H11Protocol]
                 self._unread = self.loop.call_later(write_timeout_s, self.transport.abort)
 
         def resume_writing(self) -> None:
-            self._unread = _stop(self._unread)
+            self._unread = _stopped(self._unread)
             super().resume_writing()
 
         def _expect_headers(self) -> None:
             """Start the clock where headers have begun, or nothing has come yet; else stop it."""
             if self.conn.their_state is not h11.IDLE:
-                self._unheard = _stop(self._unheard)
+                self._unheard = _stopped(self._unheard)
             elif self._unheard is None:
                 self._unheard = self.loop.call_later(read_timeout_s, self.transport.abort)
 
     return Limited
 
 
-def _stop(timer: asyncio.TimerHandle | None) -> None:
+def _stopped(timer: asyncio.TimerHandle | None) -> None:
     if timer is not None:
         timer.cancel()

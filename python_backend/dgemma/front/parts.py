@@ -36,21 +36,16 @@ class Splitter:
     """Takes an answer's text and gives its parts. Without `calls`, calls are content."""
 
     def __init__(self, calls: bool) -> None:
-        opening = {CHANNEL: Kind.REASONING}
-        if calls:
-            opening[TOOL_CALL] = Kind.CALL
-        # Between the tags of a call or of thinking, only the end of it is a tag.
+        opening = {TOOL_CALL: Kind.CALL} if calls else {}
+        # Outside a call a quote is a control token that strayed; within, only the end is a tag.
         self._tags: dict[Kind, dict[str, Kind]] = {
-            Kind.CONTENT: opening,
-            Kind.REASONING: {
-                CHANNEL_END: Kind.CONTENT,
-                **({TOOL_CALL: Kind.CALL} if calls else {}),
-            },
+            Kind.CONTENT: {CHANNEL: Kind.REASONING, QUOTE: Kind.CONTENT, **opening},
+            Kind.REASONING: {CHANNEL_END: Kind.CONTENT, QUOTE: Kind.REASONING, **opening},
             Kind.CALL: {TOOL_CALL_END: Kind.CONTENT},
         }
         self._kind = Kind.CONTENT
         self._held = ""  # what may still become a tag
-        self._heading = ""  # what is left of the channel's name
+        self._name: str | None = None  # what may still become the channel's
 
     @property
     def within(self) -> Kind:
@@ -64,10 +59,9 @@ class Splitter:
             at, tag = found
             before, self._held = self._held[:at], self._held[at + len(tag) :]
             yield from self._part(before)
-            previous, self._kind = self._kind, self._tags[self._kind][tag]
-            if previous is not Kind.CONTENT:
-                yield Part(previous, "", closed=True)
-            self._heading = _THOUGHT if self._kind is Kind.REASONING else ""
+            kind = self._tags[self._kind][tag]
+            if kind is not self._kind:
+                yield from self._close(kind)
         settled = len(self._held) - self._begun()
         before, self._held = self._held[:settled], self._held[settled:]
         yield from self._part(before)
@@ -76,15 +70,29 @@ class Splitter:
         """What was held, when nothing follows."""
         held, self._held = self._held, ""
         yield from self._part(held)
+        yield from self._unnamed()
+
+    def _close(self, kind: Kind) -> Iterator[Part]:
+        yield from self._unnamed()
+        previous, self._kind = self._kind, kind
+        if previous is not Kind.CONTENT:
+            yield Part(previous, "", closed=True)
+        self._name = "" if kind is Kind.REASONING else None
 
     def _part(self, text: str) -> Iterator[Part]:
-        while self._heading and text and text[0] == self._heading[0]:
-            text, self._heading = text[1:], self._heading[1:]
+        if self._name is not None:
+            self._name += text
+            if len(self._name) < len(_THOUGHT) and _THOUGHT.startswith(self._name):
+                return
+            text, self._name = self._name.removeprefix(_THOUGHT), None
         if text:
-            self._heading = ""
-            # A quote outside a call is a control token that strayed.
-            visible = text if self._kind is Kind.CALL else text.replace(QUOTE, "")
-            yield Part(self._kind, visible)
+            yield Part(self._kind, text)
+
+    def _unnamed(self) -> Iterator[Part]:
+        """What looked like the beginning of a channel's name and was text."""
+        text, self._name = self._name, None
+        if text:
+            yield Part(self._kind, text)
 
     def _first_tag(self) -> tuple[int, str] | None:
         found = [(at, tag) for tag in self._tags[self._kind] if (at := self._held.find(tag)) >= 0]
