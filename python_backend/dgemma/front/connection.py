@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -24,8 +25,8 @@ def protocol(read_timeout_s: float, write_timeout_s: float) -> type[H11Protocol]
     class Limited(H11Protocol):
         def __init__(self, *arguments: Any, **keywords: Any) -> None:
             super().__init__(*arguments, **keywords)
-            self._unheard: asyncio.TimerHandle | None = None
-            self._unread: asyncio.TimerHandle | None = None
+            self._unheard = _Alarm(read_timeout_s)
+            self._unread = _Alarm(write_timeout_s)
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
@@ -41,29 +42,41 @@ def protocol(read_timeout_s: float, write_timeout_s: float) -> type[H11Protocol]
             self._expect_headers()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._unheard = _stopped(self._unheard)
-            self._unread = _stopped(self._unread)
+            self._unheard.clear()
+            self._unread.clear()
             super().connection_lost(exc)
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            if self._unread is None:
-                self._unread = self.loop.call_later(write_timeout_s, self.transport.abort)
+            self._unread.set(self.transport.abort)
 
         def resume_writing(self) -> None:
-            self._unread = _stopped(self._unread)
+            self._unread.clear()
             super().resume_writing()
 
         def _expect_headers(self) -> None:
             """Start the clock where headers have begun, or nothing has come yet; else stop it."""
-            if self.conn.their_state is not h11.IDLE:
-                self._unheard = _stopped(self._unheard)
-            elif self._unheard is None:
-                self._unheard = self.loop.call_later(read_timeout_s, self.transport.abort)
+            if self.conn.their_state is h11.IDLE:
+                self._unheard.set(self.transport.abort)
+            else:
+                self._unheard.clear()
 
     return Limited
 
 
-def _stopped(timer: asyncio.TimerHandle | None) -> None:
-    if timer is not None:
-        timer.cancel()
+class _Alarm:
+    """Calls something once, `seconds` after it was set, unless it is cleared before."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._timer: asyncio.TimerHandle | None = None
+
+    def set(self, action: Callable[[], None]) -> None:
+        """Has no effect while it is set."""
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._seconds, action)
+
+    def clear(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None

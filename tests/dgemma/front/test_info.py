@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import grpc
 import httpx2
@@ -23,6 +23,7 @@ from dgemma.front.settings import FrontSettings
 from tests.dgemma.fake_triton import FakeTriton, answer, failure, inputs
 from tests.dgemma.front.conftest import Stage
 from tests.dgemma.front.replies import COMPLETIONS
+from tests.dgemma.profiles.stores import write_engine
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TRITON_METRICS = (
@@ -139,9 +140,14 @@ def test_an_engine_s_manifest_is_given_as_it_is(tmp_path: Path) -> None:
     assert json.loads(manifest(tmp_path)["manifest_file"]) == {"target": "cpu"}
 
 
-def test_a_model_store_s_manifest_lists_its_profiles(model_store: Any) -> None:
-    listed = json.loads(Manifest(**manifest(model_store.root)).manifest_file)
-    assert {profile["precision"] for profile in listed["profiles"]} == {"fp32", "int4"}
+def test_a_model_store_s_manifest_lists_its_profiles(tmp_path: Path) -> None:
+    write_engine(tmp_path / "a")
+    write_engine(tmp_path / "b", "int4")
+    listed = json.loads(Manifest(**manifest(tmp_path)).manifest_file)
+    assert {profile["name"] for profile in listed["profiles"]} == {
+        "onnxruntime-cpu-fp32-tp1-pp1",
+        "onnxruntime-cpu-int4-tp1-pp1",
+    }
 
 
 def test_without_a_model_there_is_no_manifest(http: httpx2.Client) -> None:
