@@ -31,10 +31,11 @@ class FrontServer(uvicorn.Server):
     """The front's server; it is not ready any more from the moment that it is told to end."""
 
     def __init__(self, settings: FrontSettings) -> None:
+        key = settings.probe_api_key
         self.readiness = Readiness(
             timeout_s=settings.ready_timeout_s,
             cache_s=settings.ready_cache_s,
-            api_key=settings.probe_api_key and settings.probe_api_key.get_secret_value(),
+            api_key=key.get_secret_value() if key else None,
         )
         self.socket = _bind(settings.host, settings.port)
         host, port = self.socket.getsockname()[:2]
