@@ -97,7 +97,10 @@ def running(settings: FrontSettings) -> Iterator[FrontServer]:
 
 
 def _bind(host: str, port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    # Of a socket that names no protocol, asyncio does not know that it is TCP, and leaves
+    # Nagle's algorithm on: every answer would wait for an acknowledgement, some 40 ms.
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))

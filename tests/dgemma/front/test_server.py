@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -59,6 +60,14 @@ def test_a_port_that_is_taken_is_named() -> None:
         port = int(server.url.rpartition(":")[2])
         with pytest.raises(ConfigurationError, match=f"HTTP port {port} of 127.0.0.1"):
             FrontServer(FrontSettings.load(host="127.0.0.1", port=port))
+
+
+def test_answers_do_not_wait_for_acknowledgements() -> None:
+    with running(FrontSettings.load(host="127.0.0.1", port=0)) as server:
+        with httpx2.Client(base_url=server.url) as http:
+            took = [http.get("/v1/version").elapsed.total_seconds() for _ in range(20)]
+        assert server.socket.proto == socket.IPPROTO_TCP
+    assert min(took) < 0.03  # with Nagle's algorithm none takes less than 40 ms
 
 
 def test_what_is_in_flight_is_finished_when_the_front_stops() -> None:
