@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import aclosing
 
-from dgemma.client_errors import ClientError, Overloaded
+from dgemma.client_errors import ClientError, Overloaded, Unauthenticated
 from dgemma.front.answers import Asks
 from dgemma.front.triton import Question
 
@@ -80,11 +80,16 @@ class Readiness:
                 self._fail(error.message)
             else:
                 self._failed_at = -float("inf")
+        except Unauthenticated as error:
+            hint = "set DGEMMA_PROBE_API_KEY to the key of a tenant that may be asked as"
+            self._fail(f"{error.message}; for readiness, {hint}")
         except ClientError as error:
             self._fail(error.message)
         else:
             self.answered()
 
     def _fail(self, reason: str) -> None:
+        known = reason == self._reason and self._failed_at >= self._answered_at
         self._reason, self._failed_at = reason, self._clock()
-        logger.warning("not ready: %s", reason)
+        if not known:
+            logger.warning("not ready: %s", reason)

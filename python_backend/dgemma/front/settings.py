@@ -5,10 +5,11 @@ Knows each variable, its default and its range; knows nothing of the service beh
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
+from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dgemma.errors import ConfigurationError
@@ -49,7 +50,7 @@ class FrontSettings(BaseSettings):
     )
     port: Port = Field(
         8000,
-        validation_alias="NIM_HTTP_API_PORT",
+        validation_alias=AliasChoices("NIM_HTTP_API_PORT", "NIM_SERVER_PORT"),
         description="0 to 65535; 0 takes any free port",
     )
     served_model_name: Annotated[str, AfterValidator(_names)] = Field(
@@ -127,17 +128,19 @@ class FrontSettings(BaseSettings):
 
         Raises ConfigurationError naming the variable, what it was and what is allowed.
         """
-        fields = cls.model_fields
-        variables = {name: str(field.validation_alias) for name, field in fields.items()}
+        fields = {variable: name for name in cls.model_fields for variable in _variables(cls, name)}
+        given = {_variables(cls, key)[0]: v for key, v in keywords.items() if v is not None}
         try:
-            return cls(**{variables[key]: v for key, v in keywords.items() if v is not None})
+            return cls(**given)
         except ValidationError as error:
             first = error.errors()[0]
-            variable = str(first["loc"][0])
-            allowed = {variables[name]: field.description for name, field in fields.items()}
+            field = fields[str(first["loc"][0])]
+            allowed = cls.model_fields[field].description
+            names = _variables(cls, field)
+            variable = next((name for name in names if os.environ.get(name)), names[0])
             detail = first["msg"].removeprefix("Value error, ")
             raise ConfigurationError(
-                f"{variable}: got {str(first['input'])!r}: {detail}; expected: {allowed[variable]}"
+                f"{variable}: got {str(first['input'])!r}: {detail}; expected: {allowed}"
             ) from None
 
     @property
@@ -147,3 +150,11 @@ class FrontSettings(BaseSettings):
     @property
     def max_body_bytes(self) -> int:
         return int(self.max_body_mib * 2**20)
+
+
+def _variables(settings: type[FrontSettings], field: str) -> list[str]:
+    """The environment variables of a field, the one that wins first."""
+    alias = settings.model_fields[field].validation_alias
+    if isinstance(alias, AliasChoices):
+        return [str(choice) for choice in alias.choices]
+    return [str(alias)]

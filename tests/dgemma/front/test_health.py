@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from dgemma.client_errors import ClientError, DeadlineExceeded, Overloaded, Unavailable
+from dgemma.client_errors import (
+    ClientError,
+    DeadlineExceeded,
+    Overloaded,
+    Unauthenticated,
+    Unavailable,
+)
 from dgemma.front.health import PROBE_ID, Readiness
 from dgemma.front.triton import Question
 from dgemma.kserve import Update
@@ -100,6 +106,22 @@ def test_a_full_queue_is_ready_only_while_it_moves() -> None:
     assert trouble(ready, service) is None
     clock.now += 6
     assert trouble(ready, service) == "full"
+
+
+def test_a_probe_without_a_key_says_where_to_put_one() -> None:
+    service = Service()
+    service.error = Unauthenticated("no API key came")
+    assert "DGEMMA_PROBE_API_KEY" in (trouble(readiness(Clock()), service) or "")
+
+
+def test_a_trouble_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    clock, service = Clock(), Service()
+    ready = readiness(clock)
+    for error in (Unavailable("a"), Unavailable("a"), Unavailable("b"), None, Unavailable("b")):
+        service.error = error
+        clock.now += 2
+        trouble(ready, service)
+    assert [record.args for record in caplog.records] == [("a",), ("b",), ("b",)]
 
 
 def test_closed_is_closed() -> None:

@@ -29,6 +29,7 @@ DGEMMA = Path(sys.executable).with_name("dgemma")
     ("variable", "value", "says"),
     [
         ("NIM_HTTP_API_PORT", "70000", "0 to 65535"),
+        ("NIM_SERVER_PORT", "-1", "0 to 65535"),
         ("DGEMMA_TRITON_URL", "http://x:1", "HOST:PORT"),
         ("DGEMMA_TRITON_METRICS_URL", "ftp://x", "http://"),
         ("NIM_SERVED_MODEL_NAME", "a,,b", "separated by commas"),
@@ -48,6 +49,8 @@ def test_a_wrong_variable_is_named(
 
 
 def test_what_is_given_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NIM_SERVER_PORT", "8004")
+    assert FrontSettings.load().port == 8004
     monkeypatch.setenv("NIM_HTTP_API_PORT", "8005")
     monkeypatch.setenv("NIM_SERVED_MODEL_NAME", "")
     assert FrontSettings.load().port == 8005
