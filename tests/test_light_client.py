@@ -89,7 +89,7 @@ def test_generate_reaches_for_a_server_without_them() -> None:
 def test_the_front_says_what_to_install() -> None:
     process = run_dgemma("front")
     assert process.returncode == 1
-    assert process.stderr == ("error: front needs fastapi: run pip install 'dgemma[server]'\n")
+    assert process.stderr == ("error: front needs uvicorn: run pip install 'dgemma[server]'\n")
 
 
 def test_replay_says_what_to_install(tmp_path: Path) -> None:

@@ -9,11 +9,13 @@ import asyncio
 import logging
 import signal
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -37,9 +39,11 @@ class FrontServer(uvicorn.Server):
             cache_s=settings.ready_cache_s,
             api_key=key.get_secret_value() if key else None,
         )
+        tls = _tls(settings)
         self.socket = _bind(settings.host, settings.port)
         host, port = self.socket.getsockname()[:2]
-        self.url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
+        scheme = "http" if settings.ssl_mode == "disabled" else "https"
+        self.url = f"{scheme}://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"
         super().__init__(
             uvicorn.Config(
                 create_app(settings, self.readiness),
@@ -52,6 +56,7 @@ class FrontServer(uvicorn.Server):
                 h11_max_incomplete_event_size=_HEADER_BYTES,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=settings.drain_timeout_s,
+                **tls,
             )
         )
 
@@ -94,6 +99,31 @@ def running(settings: FrontSettings) -> Iterator[FrontServer]:
     finally:
         server.stop()
         thread.join()
+
+
+def _tls(settings: FrontSettings) -> dict[str, Any]:
+    """uvicorn's options; ConfigurationError where the files are none."""
+    if settings.ssl_mode == "disabled":
+        return {}
+    mutual = settings.ssl_mode == "mtls"
+    options: dict[str, Any] = {
+        "ssl_keyfile": str(settings.ssl_key),
+        "ssl_certfile": str(settings.ssl_certificate),
+    }
+    if mutual:
+        options["ssl_ca_certs"] = str(settings.ssl_authorities)
+        options["ssl_cert_reqs"] = ssl.CERT_REQUIRED
+    try:  # uvicorn reads them when it starts, which is too late to say what is wrong
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(options["ssl_certfile"], options["ssl_keyfile"])
+        if mutual:
+            context.load_verify_locations(options["ssl_ca_certs"])
+    except OSError as error:
+        raise ConfigurationError(
+            f"NIM_SSL_KEY_PATH, NIM_SSL_CERTS_PATH, NIM_SSL_CA_CERTS_PATH: no key and certificates "
+            f"in PEM form that belong together: {error}"
+        ) from None
+    return options
 
 
 def _bind(host: str, port: int) -> socket.socket:

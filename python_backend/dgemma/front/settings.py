@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, AliasChoices, Field, SecretStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dgemma.errors import ConfigurationError
-from dgemma.settings import DEFAULT_CACHE, LogLevel, Port
+from dgemma.settings import DEFAULT_CACHE, File, LogLevel, Port, lower
 
+_TLS = ("ssl_key", "ssl_certificate")
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 
 
@@ -75,7 +83,7 @@ class FrontSettings(BaseSettings):
         description="seconds until an answer must be complete: above 0 to 86400",
     )
     max_body_mib: float = Field(
-        8.0,
+        4.0,
         gt=0,
         le=1024,
         validation_alias="DGEMMA_HTTP_MAX_BODY_MIB",
@@ -109,6 +117,26 @@ class FrontSettings(BaseSettings):
         validation_alias="DGEMMA_PROBE_API_KEY",
         description="the API key of the inference behind /v1/health/ready, where there are tenants",
     )
+    ssl_mode: Annotated[Literal["disabled", "tls", "mtls"], BeforeValidator(lower)] = Field(
+        "disabled",
+        validation_alias="NIM_SSL_MODE",
+        description="disabled, tls, or mtls, which asks clients for certificates",
+    )
+    ssl_key: File | None = Field(
+        None,
+        validation_alias="NIM_SSL_KEY_PATH",
+        description="the PEM file of the server's key, for tls and mtls",
+    )
+    ssl_certificate: File | None = Field(
+        None,
+        validation_alias="NIM_SSL_CERTS_PATH",
+        description="the PEM file of the server's certificate and those it depends on",
+    )
+    ssl_authorities: File | None = Field(
+        None,
+        validation_alias="NIM_SSL_CA_CERTS_PATH",
+        description="the PEM file of the authorities of clients' certificates, for mtls",
+    )
     drain_timeout_s: int = Field(
         30,
         ge=0,
@@ -131,7 +159,7 @@ class FrontSettings(BaseSettings):
         fields = {variable: name for name in cls.model_fields for variable in _variables(cls, name)}
         given = {_variables(cls, key)[0]: v for key, v in keywords.items() if v is not None}
         try:
-            return cls(**given)
+            loaded = cls(**given)
         except ValidationError as error:
             first = error.errors()[0]
             field = fields[str(first["loc"][0])]
@@ -142,6 +170,15 @@ class FrontSettings(BaseSettings):
             raise ConfigurationError(
                 f"{variable}: got {str(first['input'])!r}: {detail}; expected: {allowed}"
             ) from None
+        needed = {"disabled": (), "tls": _TLS, "mtls": (*_TLS, "ssl_authorities")}[loaded.ssl_mode]
+        for name in needed:
+            if getattr(loaded, name) is None:
+                [variable], allowed = _variables(cls, name), cls.model_fields[name].description
+                raise ConfigurationError(
+                    f"{variable}: not set, and NIM_SSL_MODE is {loaded.ssl_mode}; set it to "
+                    f"{allowed}"
+                )
+        return loaded
 
     @property
     def model_names(self) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -15,10 +17,13 @@ from typing import Any
 import grpc
 import httpx2
 import pytest
+from typer.testing import CliRunner
 
+from dgemma.cli import app
 from dgemma.errors import ConfigurationError
 from dgemma.front.server import FrontServer, running
 from dgemma.front.settings import FrontSettings
+from tests.dgemma import tls
 from tests.dgemma.fake_triton import FakeTriton, answer, final, response
 from tests.dgemma.front.replies import COMPLETIONS
 
@@ -125,9 +130,68 @@ def test_the_command_serves_until_a_signal(tmp_path: Path) -> None:
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 
-def test_the_command_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    process = subprocess.run(
-        [str(DGEMMA), "front", "--url", "nowhere"], capture_output=True, text=True, timeout=60
-    )
-    assert process.returncode == 2
-    assert process.stderr.startswith("error: DGEMMA_TRITON_URL: got 'nowhere'")
+def test_the_command_says_what_is_wrong() -> None:
+    result = CliRunner().invoke(app, ["front", "--url", "nowhere"])
+    assert result.exit_code == 2
+    assert result.stderr.startswith("error: DGEMMA_TRITON_URL: got 'nowhere'")
+
+
+# TLS
+
+
+@pytest.fixture
+def pem(tmp_path: Path) -> dict[str, Path]:
+    files = {"key": tls.KEY, "certificate": tls.CERTIFICATE, "unrelated": tls.UNRELATED}
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    return {name: tmp_path / name for name in files}
+
+
+def tls_settings(pem: dict[str, Path], mode: str, **changes: Any) -> FrontSettings:
+    files = {"ssl_key": pem["key"], "ssl_certificate": pem["certificate"], **changes}
+    return FrontSettings.load(host="127.0.0.1", port=0, ssl_mode=mode, **files)
+
+
+def reached(server: FrontServer, pem: dict[str, Path], *, known: bool) -> bool:
+    """Whether a client, with or without a certificate of its own, gets an answer."""
+    trust = ssl.create_default_context(cafile=str(pem["certificate"]))
+    if known:
+        trust.load_cert_chain(pem["certificate"], pem["key"])
+    url = server.url.replace("127.0.0.1", "localhost")
+    try:
+        return httpx2.get(f"{url}/v1/health/live", verify=trust).status_code == 200
+    except httpx2.TransportError:
+        return False
+
+
+def test_tls(pem: dict[str, Path]) -> None:
+    with running(tls_settings(pem, "TLS")) as server:
+        assert server.url.startswith("https://")
+        assert reached(server, pem, known=False)
+        with pytest.raises(httpx2.TransportError):
+            httpx2.get(server.url.replace("https", "http") + "/v1/health/live")
+
+
+def test_mutual_tls_asks_clients_for_a_certificate(pem: dict[str, Path]) -> None:
+    settings = tls_settings(pem, "mtls", ssl_authorities=pem["certificate"])
+    with running(settings) as server:
+        assert reached(server, pem, known=True)
+        assert not reached(server, pem, known=False)
+
+
+@pytest.mark.parametrize(
+    ("mode", "changes", "says"),
+    [
+        ("tls", {"ssl_key": None}, "NIM_SSL_KEY_PATH: not set, and NIM_SSL_MODE is tls"),
+        ("mtls", {}, "NIM_SSL_CA_CERTS_PATH: not set, and NIM_SSL_MODE is mtls"),
+        ("tls", {"ssl_certificate": "unrelated"}, "no key and certificates in PEM form"),
+        ("tls", {"ssl_key": Path("/no/such/file")}, "NIM_SSL_KEY_PATH: got '/no/such/file'"),
+        ("on", {}, "NIM_SSL_MODE: got 'on'"),
+    ],
+)
+def test_tls_that_cannot_be_is_refused(
+    pem: dict[str, Path], mode: str, changes: dict[str, Any], says: str
+) -> None:
+    files = {name: pem.get(str(file), file) for name, file in changes.items()}
+    with pytest.raises(ConfigurationError, match=re.escape(says)):
+        FrontServer(tls_settings(pem, mode, **files))
