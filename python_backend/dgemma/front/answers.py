@@ -62,7 +62,7 @@ async def text_events(service: Asks, question: Question) -> Events:
             elif update.text:
                 yield Text(update.text)
             if update.kind == "final":
-                yield _end(update, {})
+                yield _end(_complete(update), {})
 
 
 async def chat_events(
@@ -77,8 +77,9 @@ async def chat_events(
     """
     question = question.with_options(return_tags=True)
     first = _Attempt(functions, parallel)
-    async for event in first.events(service, question):
-        yield event
+    async with aclosing(first.events(service, question)) as events:
+        async for event in events:
+            yield event
     if first.mistake is None:
         for call in first.calls:
             yield call
@@ -86,8 +87,9 @@ async def chat_events(
         return
     seed = (int(first.usage["seed"]) + 1) % _SEEDS
     second = _Attempt(functions, parallel, silent=first.spoke)
-    async for event in second.events(service, question.with_options(seed=seed)):
-        yield event
+    async with aclosing(second.events(service, question.with_options(seed=seed))) as events:
+        async for event in events:
+            yield event
     if second.mistake is not None or (first.spoke and not second.calls):
         raise HttpError(
             502,
@@ -127,7 +129,7 @@ class _Attempt:
                 parts = [*splitter.feed(update.text)]
                 if update.kind == "final":
                     parts += splitter.finish()
-                    self.final = update
+                    self.final = _complete(update)
                 for part in parts:
                     if part.kind is not Kind.CALL:
                         if part.text and not self.silent:
@@ -151,10 +153,14 @@ class _Attempt:
             self.mistake = self.mistake or str(error)
 
 
+def _complete(final: Update) -> Update:
+    if final.finish_reason == "cancelled":
+        raise HttpError(503, "the answer was cut off: the service is stopping")
+    return final
+
+
 def _end(final: Update, before: Mapping[str, Any], called: bool = False) -> End:
     reason = final.finish_reason or "stop"
-    if reason == "cancelled":
-        raise HttpError(503, "the answer was cut off: the service is stopping")
     usage = {**(final.usage or {})}
     for key, value in before.items():
         if isinstance(value, int | float) and key not in ("prompt_tokens", "seed"):

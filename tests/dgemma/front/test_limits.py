@@ -18,7 +18,7 @@ from dgemma.front.server import FrontServer, running
 from dgemma.front.settings import FrontSettings
 from tests.dgemma.fake_triton import FakeTriton, answer, one_block_then_wait, response
 from tests.dgemma.front.conftest import Stage
-from tests.dgemma.front.replies import COMPLETIONS, error_of
+from tests.dgemma.front.replies import CHAT, COMPLETIONS, USER, error_of
 
 PROMPT = {"prompt": "p"}
 PATIENCE_S = 10.0
@@ -117,17 +117,20 @@ def test_a_client_that_does_not_read_is_let_go_and_its_request_cancelled() -> No
 
 
 @pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("path", "prompt"), [(COMPLETIONS, PROMPT), (CHAT, {"messages": USER})], ids=["text", "chat"]
+)
 def test_a_client_that_goes_cancels_its_request(
-    http: httpx2.Client, stage: Stage, stream: bool
+    http: httpx2.Client, stage: Stage, path: str, prompt: dict[str, Any], stream: bool
 ) -> None:
     stage.play(one_block_then_wait)
-    fields = {**PROMPT, "stream": stream}
+    fields = {**prompt, "stream": stream}
     if stream:
-        with http.stream("POST", COMPLETIONS, json=fields) as answered:
+        with http.stream("POST", path, json=fields) as answered:
             assert next(answered.iter_lines()).startswith("data: ")
     else:
         with pytest.raises(httpx2.ReadTimeout):
-            http.post(COMPLETIONS, json=fields, timeout=0.3)
+            http.post(path, json=fields, timeout=0.2)
     assert stage.fake.cancelled.wait(PATIENCE_S)
 
 
