@@ -31,6 +31,13 @@ from dgemma.kserve import (
     encode_request,
 )
 
+# Triton is on this machine and may be started anew; gRPC would wait longer and longer, up to two
+# minutes, before it looks again.
+_RECONNECT = tuple(
+    (f"grpc.{which}_reconnect_backoff_ms", milliseconds)
+    for which, milliseconds in (("initial", 100), ("min", 100), ("max", 500))
+)
+
 
 @dataclass(frozen=True)
 class Question:
@@ -54,7 +61,7 @@ class Triton:
     def __init__(self, url: str, on_update: Callable[[], None] = lambda: None) -> None:
         self.url, self._on_update = url, on_update
         self._ending: set[asyncio.Future[None]] = set()
-        self._channel = grpc.aio.insecure_channel(url, options=CHANNEL_OPTIONS)
+        self._channel = grpc.aio.insecure_channel(url, options=(*CHANNEL_OPTIONS, *_RECONNECT))
         self._infer = self._channel.unary_stream(
             STREAM_INFER,
             request_serializer=service_pb2.ModelInferRequest.SerializeToString,

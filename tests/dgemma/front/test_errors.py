@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 
 import grpc
 import httpx2
@@ -12,8 +13,11 @@ import pytest
 from dgemma.front.server import running
 from dgemma.front.settings import FrontSettings
 from tests.dgemma.fake_triton import (
+    FakeTriton,
+    answer,
     end_marker,
     failure,
+    one_block_then_wait,
     refusal,
     response,
 )
@@ -21,7 +25,6 @@ from tests.dgemma.front.conftest import Stage
 from tests.dgemma.front.replies import CHAT, COMPLETIONS, USER, error_of, saying
 
 PROMPT = {"prompt": "p"}
-PATIENCE_S = 10.0
 
 
 @pytest.mark.parametrize(
@@ -140,9 +143,41 @@ def test_paths_and_methods_that_do_not_exist(http: httpx2.Client) -> None:
         assert path in error_of(answered)["message"]
 
 
-def test_nobody_behind_the_front() -> None:
-    settings = FrontSettings.load(triton_url="127.0.0.1:1", host="127.0.0.1", port=0)
+def test_a_triton_that_comes_again_is_found_at_once() -> None:
+    with FakeTriton(answer) as fake:
+        url = fake.url
+    settings = FrontSettings.load(
+        triton_url=url, host="127.0.0.1", port=0, ready_cache_s=0.0, ready_timeout_s=1.0
+    )
     with running(settings) as server, httpx2.Client(base_url=server.url) as http:
-        answered = http.post(COMPLETIONS, json=PROMPT)
-        assert answered.status_code == 503
-        assert "127.0.0.1" not in error_of(answered)["message"]
+
+        def ready() -> bool:
+            return http.get("/v1/health/ready").status_code == 200
+
+        until = time.monotonic() + 3.0  # gRPC's own patience grows with every attempt
+        while time.monotonic() < until:
+            answered = http.post(COMPLETIONS, json=PROMPT)
+            assert answered.status_code == 503
+            assert url not in error_of(answered)["message"]
+            assert not ready()
+            time.sleep(0.2)
+        with FakeTriton(answer, port=int(url.partition(":")[2])):
+            deadline = time.monotonic() + 1.2
+            while not ready():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            assert http.post(COMPLETIONS, json=PROMPT).status_code == 200
+
+
+def test_a_triton_that_dies_ends_the_answer_that_it_was_giving() -> None:
+    with FakeTriton(one_block_then_wait) as fake:
+        settings = FrontSettings.load(triton_url=fake.url, host="127.0.0.1", port=0)
+        with running(settings) as server, httpx2.Client(base_url=server.url) as http:
+            fields = {**PROMPT, "stream": True}
+            with http.stream("POST", COMPLETIONS, json=fields) as answered:
+                lines = answered.iter_lines()
+                assert "Hello" in next(lines)
+                fake.stop()
+                rest = [line for line in lines if line]
+    assert rest[-1] == "data: [DONE]"
+    assert json.loads(rest[-2].removeprefix("data: "))["error"]["type"] == "server_error"
