@@ -14,7 +14,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.types import ASGIApp
 
@@ -148,7 +148,8 @@ def _handle_errors(app: FastAPI) -> None:
         return json_response(error.body(), error.status, error.headers)
 
     @app.exception_handler(ClientGone)
-    async def gone(request: Request, error: ClientGone) -> Response:
+    @app.exception_handler(ClientDisconnect)  # in the midst of a body
+    async def gone(request: Request, error: Exception) -> Response:
         return Response(status_code=CLIENT_GONE)
 
     @app.exception_handler(HTTPException)

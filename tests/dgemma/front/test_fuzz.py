@@ -44,7 +44,7 @@ VALID: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("path", VALID)
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(fields=st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=4), VALUES, max_size=3))
 def test_any_json_is_answered_or_refused(
     http: httpx2.Client, path: str, fields: dict[str, Any]
@@ -55,7 +55,7 @@ def test_any_json_is_answered_or_refused(
         assert error_of(answered)["message"]
 
 
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(body=st.binary(max_size=30), headers=st.dictionaries(
     st.sampled_from(["authorization", "x-request-id", "content-type", "accept"]),
     st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20),

@@ -134,6 +134,18 @@ def test_a_client_that_goes_cancels_its_request(
     assert stage.fake.cancelled.wait(PATIENCE_S)
 
 
+def test_a_client_that_goes_in_the_midst_of_its_body_is_no_failure(
+    strict: tuple[FakeTriton, FrontServer], connection: socket.socket
+) -> None:
+    connection.sendall(b"POST /v1/infill HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx")
+    connection.close()
+    deadline = time.monotonic() + PATIENCE_S
+    with httpx2.Client(base_url=strict[1].url) as http:
+        while 'endpoint="/v1/infill"' not in (page := http.get("/v1/metrics").text):
+            assert time.monotonic() < deadline
+    assert 'endpoint="/v1/infill",status="499"' in page
+
+
 def test_a_finished_stream_is_never_cancelled(http: httpx2.Client, stage: Stage) -> None:
     for _ in range(20):
         with http.stream("POST", COMPLETIONS, json={**PROMPT, "stream": True}) as answered:

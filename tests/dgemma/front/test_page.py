@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 import os
 import re
 import shutil
@@ -16,9 +17,10 @@ import grpc
 import httpx2
 import pytest
 
-from tests.dgemma.fake_triton import FakeTriton, failure, inputs, response
+from tests.dgemma.fake_triton import USAGE, FakeTriton, failure, inputs, response
 from tests.dgemma.front.conftest import Stage
 
+SEED = 2**62 + 1  # more than a number in JavaScript can hold
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 BROWSER = os.environ.get("DGEMMA_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
 in_a_browser = pytest.mark.skipif(
@@ -79,14 +81,26 @@ class Page:
 
 @in_a_browser
 def test_a_prompt_is_answered_on_the_page(front: str, stage: Stage, tmp_path: Path) -> None:
-    page = Page(front, tmp_path, prompt="hi <b>")
+    def script(fake: FakeTriton, tensors: dict[str, Any], context: object) -> Iterator[Any]:
+        yield response("block", "Hello, world")
+        yield response("final", finish_reason="stop", usage={**USAGE, "seed": SEED})
+
+    stage.play(script)
+    page = Page(front, tmp_path, prompt="hi <b>", seed=str(SEED))
     assert page.state == "done"
     assert page.canvas == [("", "Hello, world")]
-    for said in ("30 tokens in 0.15 s", "200 tokens/s", "7 steps in 2 blocks", "9 passes"):
+    for said in (
+        "30 tokens in 0.15 s",
+        "200 tokens/s",
+        "7 steps in 2 blocks",
+        "9 passes",
+        f"seed {SEED}",
+    ):
         assert said in page.status
     sent = inputs(stage.fake.requests[-1])
     assert sent["stream"] == "draft"
     assert "hi <b>" in sent["messages"]
+    assert json.loads(sent["sampling_parameters"])["seed"] == SEED
 
 
 @in_a_browser
