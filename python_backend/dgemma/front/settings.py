@@ -101,12 +101,12 @@ class FrontSettings(BaseSettings):
         description="seconds that a client may leave unread what was sent to it: above 0 to 86400",
     )
     ready_timeout_s: Seconds = Field(
-        2.0,
+        1.5,
         validation_alias="DGEMMA_READY_TIMEOUT_S",
         description="seconds that the inference behind /v1/health/ready may take: above 0 to 86400",
     )
     ready_cache_s: float = Field(
-        1.0,
+        0.5,
         ge=0,
         le=86_400,
         validation_alias="DGEMMA_READY_CACHE_S",
