@@ -19,6 +19,7 @@ PACKAGE = REPOSITORY / "python_backend" / "dgemma"
 HEAVY = (
     *("torch", "onnxruntime", "onnx", "onnxscript", "transformers"),
     *("safetensors", "tokenizers", "jinja2", "pytriton", "dgemma_build", "tests"),
+    *("fastapi", "starlette", "uvicorn"),
 )
 # A Python in which these distributions are not installed, as far as code can tell.
 REFUSING = f"""
@@ -68,6 +69,7 @@ def test_the_client_and_the_command_line_import_without_the_server_s_packages() 
         ["generate", "--help"],
         ["serve", "--help"],
         ["replay", "--help"],
+        ["front", "--help"],
         ["tenants", "--help"],
         ["tenants", "check", "--help"],
     ],
@@ -82,6 +84,12 @@ def test_generate_reaches_for_a_server_without_them() -> None:
     process = run_dgemma("generate", "hi", "--url", "127.0.0.1:1")
     assert process.returncode == 1
     assert process.stderr.startswith("error: no server answers at 127.0.0.1:1")
+
+
+def test_the_front_says_what_to_install() -> None:
+    process = run_dgemma("front")
+    assert process.returncode == 1
+    assert process.stderr == ("error: front needs uvicorn: run pip install 'dgemma[server]'\n")
 
 
 def test_replay_says_what_to_install(tmp_path: Path) -> None:

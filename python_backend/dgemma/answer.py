@@ -38,7 +38,7 @@ class Answer:
     def __init__(
         self, tokenizer: ChatTokenizer, sampling: Sampling, eos_token_ids: frozenset[int]
     ) -> None:
-        self._detokenizer = tokenizer.detokenizer()
+        self._detokenizer = tokenizer.detokenizer(sampling.return_tags)
         self._stop_ids = frozenset[int]() if sampling.ignore_eos else eos_token_ids
         self._remaining = sampling.max_new_tokens
         self._stops = sampling.stop

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from dgemma.detokenizer import Detokenizer, Vocabulary
 from dgemma.errors import ConfigurationError, InvalidRequest
 from dgemma.generation import GenerationDefaults
+from dgemma.tags import TAGS
 
 
 class ChatTokenizer:
@@ -39,6 +40,7 @@ class ChatTokenizer:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._vocabulary = Vocabulary(tokenizer)
+        self._with_tags = Vocabulary(tokenizer, TAGS)
         self._special_tokens = dict(special_tokens or {})
         self._template = None if chat_template is None else _compile(chat_template)
 
@@ -108,9 +110,9 @@ class ChatTokenizer:
         """Text of token ids without control tokens; bytes that are not UTF-8 read as U+FFFD."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
-    def detokenizer(self) -> Detokenizer:
-        """A fresh one: `decode` in pieces, while the ids arrive."""
-        return Detokenizer.of(self._vocabulary)
+    def detokenizer(self, tags: bool = False) -> Detokenizer:
+        """A fresh one: `decode` in pieces, while the ids arrive; `tags` keeps those of `TAGS`."""
+        return Detokenizer.of(self._with_tags if tags else self._vocabulary)
 
 
 def _compile(source: str) -> Template:

@@ -15,7 +15,7 @@ from contextlib import closing
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -169,6 +169,26 @@ def serve(
 
 
 @app.command()
+def front(
+    url: Annotated[
+        str | None, typer.Option(help="Triton's gRPC endpoint.", metavar="HOST:PORT")
+    ] = None,
+    metrics_url: Annotated[str | None, typer.Option(help="Triton's metrics.")] = None,
+    port: Annotated[int | None, typer.Option(help="HTTP port; 0 takes any free one.")] = None,
+) -> None:
+    """Serve OpenAI's and NIM's HTTP endpoints beside a running service (NIM_*, DGEMMA_*)."""
+    try:
+        from dgemma.front.server import serve as run
+        from dgemma.front.settings import FrontSettings
+    except ModuleNotFoundError as error:
+        _fail_without(error, "front")
+    try:
+        run(FrontSettings.load(triton_url=url, triton_metrics_url=metrics_url, port=port))
+    except ConfigurationError as error:
+        fail(str(error), BAD_INPUT)
+
+
+@app.command()
 def replay(
     checkpoint: Annotated[
         Path, typer.Option(help="Hugging Face checkpoint.", exists=True, file_okay=False)
@@ -188,9 +208,7 @@ def replay(
     try:
         from dgemma.replay import replay as run
     except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] == "dgemma":
-            raise
-        fail(f"replay needs {error.name}: run pip install 'dgemma[server]'", SERVER_FAILED)
+        _fail_without(error, "replay")
     try:
         run(checkpoint, tape, out, engine, store)
     except DgemmaError as error:
@@ -200,6 +218,12 @@ def replay(
         fail(str(error), BAD_INPUT)
     except KeyboardInterrupt:
         fail("interrupted", INTERRUPTED)
+
+
+def _fail_without(error: ModuleNotFoundError, command: str) -> NoReturn:
+    if (error.name or "").partition(".")[0] == "dgemma":
+        raise error
+    fail(f"{command} needs {error.name}: run pip install 'dgemma[server]'", SERVER_FAILED)
 
 
 def _show(

@@ -30,7 +30,15 @@ from dgemma.client_errors import (
     from_message,
     from_rpc_error,
 )
-from dgemma.kserve import RequestOptions, StreamMode, Update, decode_response, encode_request
+from dgemma.kserve import (
+    CHANNEL_OPTIONS,
+    STREAM_INFER,
+    RequestOptions,
+    StreamMode,
+    Update,
+    decode_response,
+    encode_request,
+)
 
 __all__ = [
     "Cancelled",
@@ -55,9 +63,7 @@ DEFAULT_TIMEOUT_S = 300.0
 MAX_TIMEOUT_S = 86_400.0  # every request has a deadline
 
 _HOST_AND_PORT = re.compile(r"[^\s/]+:[0-9]{1,5}")
-_STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
 _API_KEY = re.compile(r"[!-~]+")
-_CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
 
 @dataclass(frozen=True)
@@ -100,14 +106,14 @@ class Client:
         self._metadata = None if api_key is None else (("authorization", f"Bearer {api_key}"),)
         self.url = url
         self._channel = (
-            grpc.secure_channel(url, credentials, options=_CHANNEL_OPTIONS)
+            grpc.secure_channel(url, credentials, options=CHANNEL_OPTIONS)
             if credentials
-            else grpc.insecure_channel(url, options=_CHANNEL_OPTIONS)
+            else grpc.insecure_channel(url, options=CHANNEL_OPTIONS)
         )
         # Declared as a stream in both directions; one request ends its half, which is on the wire
         # what a unary request is, and needs no thread that feeds requests.
         self._infer = self._channel.unary_stream(
-            _STREAM_INFER,
+            STREAM_INFER,
             request_serializer=service_pb2.ModelInferRequest.SerializeToString,
             response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
         )

@@ -2,7 +2,8 @@
 
 Knows which tokens have no text of their own (control tokens, and bytes of a character that is not
 complete); knows nothing of stop strings. The pieces of a sequence, joined, are the tokenizer's
-`decode` of it with special tokens skipped; the work is linear in its length.
+`decode` of it with special tokens skipped, but for those that are to be spelled; the work is linear
+in its length.
 """
 
 from __future__ import annotations
@@ -33,9 +34,12 @@ class Piece(NamedTuple):
 
 
 class Vocabulary:
-    """The text of single tokens, as they read behind other text; looked up once each."""
+    """The text of single tokens, as they read behind other text; looked up once each.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    Control tokens of the names in `spelled` have their name as text; the other ones have none.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, spelled: Iterable[str] = ()) -> None:
         if isinstance(tokenizer.decoder, decoders.CTC | decoders.BPEDecoder):
             raise ConfigurationError(
                 f"tokenizer.json: decoder {type(tokenizer.decoder).__name__} cannot be streamed; "
@@ -43,7 +47,9 @@ class Vocabulary:
             )
         self.tokenizer = tokenizer
         self.byte_level = isinstance(tokenizer.decoder, decoders.ByteLevel)
-        self._texts: dict[int, str | None] = {}
+        found = {tokenizer.token_to_id(name): name for name in spelled}
+        self._spelled = {token_id: name for token_id, name in found.items() if token_id is not None}
+        self._texts: dict[int, str | None] = dict(self._spelled)
         self.plain: dict[int, Piece] = {}  # of the tokens looked up that have text of their own
         # Some decoders write a space between tokens, or drop the first one's: any token with text
         # of its own serves to see how the others read behind it.
@@ -61,6 +67,10 @@ class Vocabulary:
             if text:
                 self.plain[token_id] = Piece(text, 1)
             return self._texts.setdefault(token_id, text)
+
+    def first(self, token_id: int) -> str:
+        """The text of a token that begins a text, of those that have text of their own."""
+        return self._spelled.get(token_id) or self.join([token_id], first=True)
 
     def join(self, token_ids: list[int], first: bool) -> str:
         """Text of neighbouring tokens, at the start of a text or behind some."""
@@ -117,7 +127,8 @@ class Detokenizer(ABC):
                 if pending:
                     pieces.append(self._piece(self._settle()))
                     pending = False
-                pieces.append(Piece(text if self._begun else self._first(token_id), 1))
+                first = self._vocabulary.first
+                pieces.append(Piece(text if self._begun else first(token_id), 1))
                 self._begun = True
             elif self._held:
                 self._held += 1  # in the midst of a character; it is skipped there
@@ -132,9 +143,6 @@ class Detokenizer(ABC):
     def _piece(self, text: str) -> Piece:
         tokens, self._held, self._begun = self._held, 0, True
         return Piece(text, tokens)
-
-    def _first(self, token_id: int) -> str:
-        return self._vocabulary.join([token_id], first=True)
 
     @property
     @abstractmethod

@@ -18,6 +18,9 @@ from dgemma.client_errors import RequestRejected, ServerFailure
 
 MODEL_NAME = "diffusion_gemma"
 
+STREAM_INFER = "/inference.GRPCInferenceService/ModelStreamInfer"
+CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+
 StreamMode = Literal["none", "block", "draft"]
 
 
@@ -44,6 +47,7 @@ class RequestOptions(TypedDict, total=False):
     stop: str | Sequence[str] | None
     ignore_eos: bool | None
     return_token_ids: bool | None
+    return_tags: bool | None
     priority: int | None
     deadline_s: float | None
 

@@ -40,6 +40,7 @@ class Sampling:
     stop: tuple[str, ...]
     ignore_eos: bool
     return_token_ids: bool
+    return_tags: bool = False  # whether the text keeps the tags of thinking and tool calls
 
 
 class SamplingParameters(BaseModel):
@@ -75,6 +76,7 @@ class SamplingParameters(BaseModel):
     ignore_eos: bool | None = Field(None, description="true or false")
     preset: Literal["quality", "fast"] | None = Field(None, description='"quality" or "fast"')
     return_token_ids: bool | None = Field(None, description="true or false")
+    return_tags: bool | None = Field(None, description="true or false")
     priority: int | None = Field(
         None,
         ge=-1000,
@@ -158,6 +160,7 @@ class SamplingParameters(BaseModel):
             stop=tuple(self.stop or ()),
             ignore_eos=bool(self.ignore_eos),
             return_token_ids=bool(self.return_token_ids),
+            return_tags=bool(self.return_tags),
         )
 
 

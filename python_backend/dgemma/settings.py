@@ -20,7 +20,7 @@ def _existing(path: Path) -> Path:
     return path.resolve()
 
 
-def _lower(value: object) -> object:
+def lower(value: object) -> object:
     return value.lower() if isinstance(value, str) else value
 
 
@@ -31,9 +31,10 @@ def _file(path: Path) -> Path:
 
 
 Directory = Annotated[Path, AfterValidator(_existing)]
+File = Annotated[Path, AfterValidator(_file)]
 DEFAULT_CACHE = "/opt/nim/.cache"
 Port = Annotated[int, Field(ge=0, le=65535)]  # 0 = any free port
-LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_lower)]
+LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(lower)]
 
 
 class Settings(BaseSettings):
@@ -145,7 +146,7 @@ class Settings(BaseSettings):
         validation_alias="DGEMMA_MAX_QUEUED",
         description="requests of all tenants that wait for a slot: 0 to 1000000",
     )
-    tenants: Annotated[Path, AfterValidator(_file)] | None = Field(
+    tenants: File | None = Field(
         None,
         validation_alias="DGEMMA_TENANTS",
         description="the file of tenants and their keys; unset lets everybody in as one tenant",

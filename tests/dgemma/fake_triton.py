@@ -35,9 +35,11 @@ Script = Callable[["FakeTriton", dict[str, Any], grpc.ServicerContext], Iterator
 class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Plays `script` for every request and records what arrived and how it ended."""
 
-    def __init__(self, script: Script, tls: tuple[bytes, bytes] | None = None) -> None:
-        """`tls` = key and certificate of `localhost`."""
-        self._script = script
+    def __init__(
+        self, script: Script, tls: tuple[bytes, bytes] | None = None, port: int = 0
+    ) -> None:
+        """`tls` = key and certificate of `localhost`. Port 0 takes a free one."""
+        self.script = script
         self.requests: list[Any] = []  # ModelInferRequest
         self.metadata: list[dict[str, str]] = []
         self.peers: set[str] = set()  # one per connection
@@ -46,7 +48,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self._server = grpc.server(ThreadPoolExecutor(4))
         service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
         if tls is None:
-            self.url = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+            self.url = f"127.0.0.1:{self._server.add_insecure_port(f'127.0.0.1:{port}')}"
         else:
             credentials = grpc.ssl_server_credentials([tls])
             port = self._server.add_secure_port("127.0.0.1:0", credentials)
@@ -58,6 +60,10 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def __exit__(self, *_: object) -> None:
         self.cancelled.set()  # releases scripts that wait for it
+        self.stop()
+
+    def stop(self) -> None:
+        """End every request at once, and listen no more."""
         self._server.stop(grace=None).wait()
 
     def ModelStreamInfer(
@@ -69,7 +75,7 @@ class FakeTriton(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.peers.add(context.peer())
         played = threading.Event()
         context.add_callback(lambda: None if played.is_set() else self.cancelled.set())
-        yield from self._script(self, inputs(request), context)
+        yield from self.script(self, inputs(request), context)
         played.set()
         self.completed.set()
 

@@ -290,3 +290,11 @@ def test_a_draft_reads_as_decode_does(
     assert text == tokenizer.decode(ids)
     assert len(of_characters) == len(text)
     assert set(of_characters) <= set(states)
+
+
+def test_the_tags_of_thinking_and_tool_calls_are_kept_on_request() -> None:
+    text = "<|channel>thought\nwhy<channel|><|tool_call>call:f{}<tool_call|>"
+    ids = TOKENIZER.encode(text + "<turn|>behind")
+    kept = Answer(TOKENIZER, replace(SAMPLING, return_tags=True), STOP_IDS)
+    assert kept.push(ids) == Delta(text, tuple(TOKENIZER.encode(text)), "stop")
+    assert answer().push(ids).text == "thought\nwhycall:f{}"

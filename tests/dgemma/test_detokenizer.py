@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from dgemma.detokenizer import BYTE_OF, Detokenizer, Piece, Vocabulary
+from dgemma.tags import CHANNEL, TAGS, TOOL_CALL
 from dgemma_build.demo.vocabulary import BOS, EOS, build_tokenizer, to_ids
 from tests.tiny_checkpoint import byte_level_words, byte_spelling, gemma_like
 
@@ -87,6 +88,18 @@ def test_control_tokens_are_pieces_without_text() -> None:
     assert detokenizer.push([BOS, *to_ids("a")]) == [Piece("", 1), Piece("a", 1)]
     first, second = to_ids("é")
     assert detokenizer.push([first, EOS, second]) == [Piece("é", 3)]
+
+
+def test_control_tokens_that_are_to_be_spelled_have_their_name_as_text() -> None:
+    tokenizer = TOKENIZERS["bytes"]
+    vocabulary = Vocabulary(tokenizer, [*TAGS, "<no such token>"])
+    call, channel = (tokenizer.token_to_id(name) for name in (TOOL_CALL, CHANNEL))
+    ids = [channel, *to_ids("é"), call, EOS]
+    texts = [Piece(CHANNEL, 1), Piece("é", 2), Piece(TOOL_CALL, 1), Piece("", 1)]
+    assert stream(vocabulary, [ids]) == texts
+    assert stream(vocabulary, [[i] for i in ids]) == texts
+    half = stream(vocabulary, [[*to_ids("é")[:1], call]])
+    assert half == [Piece("\ufffd", 1), Piece(TOOL_CALL, 1)]
 
 
 def test_a_run_of_byte_tokens_is_settled_where_it_ends() -> None:

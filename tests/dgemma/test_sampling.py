@@ -60,6 +60,7 @@ def test_every_key_is_taken() -> None:
         "stop": ["a", "b"],
         "ignore_eos": True,
         "return_token_ids": True,
+        "return_tags": True,
     }
     assert resolve(**given) == replace(CHECKPOINT, **given | {"stop": ("a", "b")})
 
@@ -99,6 +100,7 @@ def test_seeds_of_63_bits(seed: int) -> None:
         ("ignore_eos", 1, "1", "true or false"),
         ("ignore_eos", "true", '"true"', "true or false"),
         ("return_token_ids", None, "null", "true or false"),
+        ("return_tags", "yes", '"yes"', "true or false"),
         ("priority", 1001, "1001", "an integer from -1000 to 1000"),
         ("priority", 0.5, "0.5", "an integer from -1000 to 1000"),
         ("deadline_s", 0, "0", "a number of seconds above 0 and at most 86400"),

@@ -6,11 +6,14 @@ import json
 import time
 from pathlib import Path
 
+import httpx2
 import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException
 
 from dgemma.client import Client, Unauthenticated
+from dgemma.front.server import running as running_front
+from dgemma.front.settings import FrontSettings
 from dgemma.tenants.days import Days
 from tests.dgemma.tenants.tenant_files import ACME, OTHER, THIRD, file_of, tenant
 from tests.triton.raw import Stream, inputs
@@ -40,6 +43,7 @@ def test_a_key_opens_the_door_and_its_tenant_is_charged(
         with Client(url) as client, pytest.raises(Unauthenticated, match="no API key came"):
             client.generate("x", timeout_s=PATIENCE_S)
         says_plain_tritonclient(url)
+        says_the_http_front(url)
         # The file changes; nothing is restarted.
         file.write_text(file_of(tenant("acme", ACME), tenant("third", THIRD)))
         deadline = time.monotonic() + PATIENCE_S
@@ -49,12 +53,27 @@ def test_a_key_opens_the_door_and_its_tenant_is_charged(
         assert not answered(url, OTHER)
     used = Days(ledger).usage()
     assert {name: totals.requests for name, totals in used.items()} == {
-        "acme": 3,
+        "acme": 6,  # three of them over HTTP, the probe included
         "b": 1,
         "third": 1,
     }
     assert used["b"].completion_tokens == 8
     assert used["b"].service_units == 3  # the prompt beside the first step, and the second step
+
+
+def says_the_http_front(url: str) -> None:
+    """A key is the bearer's as in any of OpenAI's clients; readiness needs one of its own."""
+    for probe, ready in ((ACME, 200), (None, 503)):
+        settings = FrontSettings.load(
+            triton_url=url, host="127.0.0.1", port=0, probe_api_key=probe, ready_timeout_s=20.0
+        )
+        with running_front(settings) as front, httpx2.Client(base_url=front.url) as http:
+            assert http.get("/v1/health/ready").status_code == ready
+            for key, status in ((ACME, 200), (THIRD, 401)):
+                headers = {"Authorization": f"Bearer {key}"}
+                body = {"prompt": "x", "seed": 1, "max_tokens": 8, "max_denoising_steps": 2}
+                answered = http.post("/v1/completions", json=body, headers=headers)
+                assert answered.status_code == status, answered.text
 
 
 def says_plain_tritonclient(url: str) -> None:

@@ -1,0 +1,197 @@
+"""What an operator sets of the HTTP front, from environment variables.
+
+Knows each variable, its default and its range; knows nothing of the service behind the front.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+)
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from dgemma.errors import ConfigurationError
+from dgemma.settings import DEFAULT_CACHE, File, LogLevel, Port, lower
+
+_TLS = ("ssl_key", "ssl_certificate")
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+def _names(text: str) -> str:
+    if not all(name.strip() for name in text.split(",")):
+        raise ValueError("an empty name")
+    return text
+
+
+class FrontSettings(BaseSettings):
+    """The front's settings. Use `load`; its errors quote the fields' descriptions."""
+
+    model_config = SettingsConfigDict(
+        case_sensitive=True, env_ignore_empty=True, extra="forbid", frozen=True
+    )
+
+    triton_url: str = Field(
+        "127.0.0.1:8001",
+        pattern=r"^[^\s/]+:[0-9]{1,5}$",
+        validation_alias="DGEMMA_TRITON_URL",
+        description="HOST:PORT of Triton's gRPC endpoint",
+    )
+    triton_metrics_url: str = Field(
+        "http://127.0.0.1:8002/metrics",
+        pattern=r"^http://",
+        validation_alias="DGEMMA_TRITON_METRICS_URL",
+        description="the http:// address of Triton's metrics",
+    )
+    host: str = Field(
+        "0.0.0.0",
+        validation_alias="DGEMMA_HOST",
+        description="the address to listen on, such as 127.0.0.1; 0.0.0.0 is every one",
+    )
+    port: Port = Field(
+        8000,
+        validation_alias=AliasChoices("NIM_HTTP_API_PORT", "NIM_SERVER_PORT"),
+        description="0 to 65535; 0 takes any free port",
+    )
+    served_model_name: Annotated[str, AfterValidator(_names)] = Field(
+        "diffusion_gemma",
+        validation_alias="NIM_SERVED_MODEL_NAME",
+        description="the names, separated by commas, that requests may call the model by; answers "
+        "bear the first",
+    )
+    models: Path | None = Field(
+        None,
+        validation_alias="NIM_MODEL_PATH",
+        description="the engine directory or model store that is served, for /v1/manifest",
+    )
+    cache: Path = Field(
+        Path(DEFAULT_CACHE),
+        validation_alias="NIM_CACHE_PATH",
+        description="the model store where NIM_MODEL_PATH is not set, for /v1/manifest",
+    )
+    timeout_s: Seconds = Field(
+        600.0,
+        validation_alias="DGEMMA_HTTP_TIMEOUT_S",
+        description="seconds until an answer must be complete: above 0 to 86400",
+    )
+    max_body_mib: float = Field(
+        4.0,
+        gt=0,
+        le=1024,
+        validation_alias="DGEMMA_HTTP_MAX_BODY_MIB",
+        description="MiB that the body of a request may have: above 0 to 1024",
+    )
+    read_timeout_s: Seconds = Field(
+        30.0,
+        validation_alias="DGEMMA_HTTP_READ_TIMEOUT_S",
+        description="seconds until a request's headers, and its body, must have come: above 0 to "
+        "86400",
+    )
+    write_timeout_s: Seconds = Field(
+        60.0,
+        validation_alias="DGEMMA_HTTP_WRITE_TIMEOUT_S",
+        description="seconds that a client may leave unread what was sent to it: above 0 to 86400",
+    )
+    ready_timeout_s: Seconds = Field(
+        1.5,
+        validation_alias="DGEMMA_READY_TIMEOUT_S",
+        description="seconds that the inference behind /v1/health/ready may take: above 0 to 86400",
+    )
+    ready_cache_s: float = Field(
+        0.5,
+        ge=0,
+        le=86_400,
+        validation_alias="DGEMMA_READY_CACHE_S",
+        description="seconds for which what /v1/health/ready found out holds: 0 to 86400",
+    )
+    probe_api_key: SecretStr | None = Field(
+        None,
+        validation_alias="DGEMMA_PROBE_API_KEY",
+        description="the API key of the inference behind /v1/health/ready, where there are tenants",
+    )
+    ssl_mode: Annotated[Literal["disabled", "tls", "mtls"], BeforeValidator(lower)] = Field(
+        "disabled",
+        validation_alias="NIM_SSL_MODE",
+        description="disabled, tls, or mtls, which asks clients for certificates",
+    )
+    ssl_key: File | None = Field(
+        None,
+        validation_alias="NIM_SSL_KEY_PATH",
+        description="the PEM file of the server's key, for tls and mtls",
+    )
+    ssl_certificate: File | None = Field(
+        None,
+        validation_alias="NIM_SSL_CERTS_PATH",
+        description="the PEM file of the server's certificate and those it depends on",
+    )
+    ssl_authorities: File | None = Field(
+        None,
+        validation_alias="NIM_SSL_CA_CERTS_PATH",
+        description="the PEM file of the authorities of clients' certificates, for mtls",
+    )
+    drain_timeout_s: int = Field(
+        30,
+        ge=0,
+        le=3600,
+        validation_alias="DGEMMA_DRAIN_TIMEOUT_S",
+        description="whole seconds that running requests get when the front stops: 0 to 3600",
+    )
+    log_level: LogLevel = Field(
+        "info",
+        validation_alias="NIM_LOG_LEVEL",
+        description="debug, info, warning or error",
+    )
+
+    @classmethod
+    def load(cls, **keywords: Any) -> FrontSettings:
+        """Read the environment; keywords (by field name) that are not None win over it.
+
+        Raises ConfigurationError naming the variable, what it was and what is allowed.
+        """
+        fields = {variable: name for name in cls.model_fields for variable in _variables(cls, name)}
+        given = {_variables(cls, key)[0]: v for key, v in keywords.items() if v is not None}
+        try:
+            loaded = cls(**given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = fields[str(first["loc"][0])]
+            allowed = cls.model_fields[field].description
+            names = _variables(cls, field)
+            variable = next((name for name in names if os.environ.get(name)), names[0])
+            detail = first["msg"].removeprefix("Value error, ")
+            raise ConfigurationError(
+                f"{variable}: got {str(first['input'])!r}: {detail}; expected: {allowed}"
+            ) from None
+        needed = {"disabled": (), "tls": _TLS, "mtls": (*_TLS, "ssl_authorities")}[loaded.ssl_mode]
+        for name in needed:
+            if getattr(loaded, name) is None:
+                [variable], allowed = _variables(cls, name), cls.model_fields[name].description
+                raise ConfigurationError(
+                    f"{variable}: not set, and NIM_SSL_MODE is {loaded.ssl_mode}; set it to "
+                    f"{allowed}"
+                )
+        return loaded
+
+    @property
+    def model_names(self) -> list[str]:
+        return [name.strip() for name in self.served_model_name.split(",")]
+
+    @property
+    def max_body_bytes(self) -> int:
+        return int(self.max_body_mib * 2**20)
+
+
+def _variables(settings: type[FrontSettings], field: str) -> list[str]:
+    """The environment variables of a field, the one that wins first."""
+    alias = settings.model_fields[field].validation_alias
+    if isinstance(alias, AliasChoices):
+        return [str(choice) for choice in alias.choices]
+    return [str(alias)]
