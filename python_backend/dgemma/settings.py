@@ -91,18 +91,18 @@ class Settings(BaseSettings):
         validation_alias="NIM_TRITON_METRICS_PORT",
         description="0 to 65535; 0 takes any free port",
     )
-    ssl_mode: Annotated[Literal["disabled", "tls"], BeforeValidator(_lower)] = Field(
+    ssl_mode: Annotated[Literal["disabled", "tls"], BeforeValidator(lower)] = Field(
         "disabled",
         validation_alias="NIM_SSL_MODE",
         description="disabled, or tls: gRPC is spoken over TLS alone",
     )
-    ssl_certs: Annotated[Path, AfterValidator(_file)] | None = Field(
+    ssl_certs: File | None = Field(
         None,
         validation_alias="NIM_SSL_CERTS_PATH",
         description="the PEM file of the server's certificate, with those behind it that vouch for "
         "it",
     )
-    ssl_key: Annotated[Path, AfterValidator(_file)] | None = Field(
+    ssl_key: File | None = Field(
         None,
         validation_alias="NIM_SSL_KEY_PATH",
         description="the PEM file of that certificate's private key, unencrypted",
