@@ -40,6 +40,14 @@ class JsonFormatter(logging.Formatter):
         )
 
 
+def configure(source: str, level: str, as_json: bool) -> None:
+    """Have this process log to stderr, as plain text or as JSON; `source` as in `JsonFormatter`."""
+    handler = logging.StreamHandler()
+    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    handler.setFormatter(JsonFormatter(source) if as_json else plain)
+    logging.basicConfig(level=level.upper(), handlers=[handler])
+
+
 def of_triton(line: str, now: datetime) -> str:
     """A line that tritonserver's process printed, read at the moment `now`.
 

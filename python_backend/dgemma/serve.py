@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-from dgemma.log_lines import JsonFormatter, of_triton
+from dgemma.log_lines import configure, of_triton
 from dgemma.settings import Settings
 from dgemma.triton_server.output import line_by_line
 from dgemma.triton_server.server import TritonServer
@@ -66,9 +66,7 @@ def _log(settings: Settings) -> Iterator[tuple[int | None, Callable[[str], None]
         if line.strip():  # Triton sets its tables off by empty ones
             print(of_triton(line, datetime.now(UTC)), file=sys.stderr, flush=True)
 
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter("supervisor"))
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler], force=True)
+    configure("supervisor", settings.log_level, as_json=True)
     with line_by_line(write) as descriptor:
         yield descriptor, logger.info
 

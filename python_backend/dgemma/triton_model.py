@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from dgemma.errors import DgemmaError, EngineFailure, InvalidRequest
-from dgemma.log_lines import JsonFormatter
+from dgemma.log_lines import configure
 from dgemma.profiles.selection import Selection
 from dgemma.reply import Reply, Response
 from dgemma.request import RawRequest
@@ -52,7 +52,7 @@ def start(pb_utils: Any) -> TritonModel:
     try:
         check_numpy(np.__version__)
         settings = Settings.load()
-        _log_as(settings)
+        configure("backend", settings.log_level, settings.json_log)
         model = TritonModel(pb_utils, Service.from_settings(settings), settings.drain_timeout_s)
     except DgemmaError as error:
         raise pb_utils.TritonModelException(str(error)) from error
@@ -62,13 +62,6 @@ def start(pb_utils: Any) -> TritonModel:
     # Between passes the device's thread waits for no other to finish reading a request.
     sys.setswitchinterval(SWITCH_S)
     return model
-
-
-def _log_as(settings: Settings) -> None:
-    handler = logging.StreamHandler()
-    plain = logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    handler.setFormatter(JsonFormatter("backend") if settings.json_log else plain)
-    logging.basicConfig(level=settings.log_level.upper(), handlers=[handler])
 
 
 class TritonModel:

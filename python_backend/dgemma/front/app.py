@@ -160,7 +160,8 @@ def _handle_errors(app: FastAPI) -> None:
 
     @app.exception_handler(Exception)
     async def unforeseen(request: Request, error: Exception) -> Response:
-        logger.error("request %s failed", request.state.request_id, exc_info=error)
+        known = request.state.request_id
+        logger.error("request %s failed", known, exc_info=error, extra={"request_id": known})
         return json_response(HttpError(500, "the server failed; its log says why").body(), 500)
 
 

@@ -53,6 +53,7 @@ class Doorway:
                         "ms": round((time.monotonic() - visit.began) * 1e3, 1),
                     }
                 ),
+                extra={"request_id": visit.request_id},
             )
 
 

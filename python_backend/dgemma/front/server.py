@@ -24,6 +24,9 @@ from dgemma.front.app import create_app
 from dgemma.front.connection import protocol
 from dgemma.front.health import Readiness
 from dgemma.front.settings import FrontSettings
+from dgemma.log_lines import configure
+
+logger = logging.getLogger(__name__)
 
 _HEADER_BYTES = 32 * 1024
 _KEEP_ALIVE_S = 75  # longer than the load balancers' usual 60: they must be the ones to close
@@ -75,14 +78,15 @@ def serve(settings: FrontSettings) -> None:
 
     Raises ConfigurationError where the port cannot be used.
     """
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    configure("front", settings.log_level, settings.json_log)
     server = FrontServer(settings)
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn repeats the one that ended it
         signal.signal(number, lambda *_: sys.exit(0))
-    print(f"listening: {server.url}, Triton at {settings.triton_url}; Ctrl-C stops it", flush=True)
+    listening = f"listening: {server.url}, Triton at {settings.triton_url}; Ctrl-C stops it"
+    if settings.json_log:
+        logger.info(listening)
+    else:
+        print(listening, flush=True)
     asyncio.run(server.serve(sockets=[server.socket]))
 
 

@@ -103,7 +103,12 @@ def _failed(error: Exception, question: Question) -> bytes:
     if isinstance(error, ClientError):
         error = from_client_error(error, question.names)
     if not isinstance(error, HttpError):
-        logger.error("request %s: no answer", question.request_id, exc_info=error)
+        logger.error(
+            "request %s: no answer",
+            question.request_id,
+            exc_info=error,
+            extra={"request_id": question.request_id},
+        )
         error = HttpError(500, "the server failed; its log says why")
     return sse.event(error.body())
 

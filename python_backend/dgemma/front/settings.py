@@ -149,6 +149,11 @@ class FrontSettings(BaseSettings):
         validation_alias="NIM_LOG_LEVEL",
         description="debug, info, warning or error",
     )
+    json_log: bool = Field(
+        False,
+        validation_alias="NIM_JSONL_LOGGING",
+        description="1: every line of the log is JSON; 0: plain text",
+    )
 
     @classmethod
     def load(cls, **keywords: Any) -> FrontSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from dgemma.cli import app
 from dgemma.errors import ConfigurationError
 from dgemma.front.server import FrontServer, running
 from dgemma.front.settings import FrontSettings
+from dgemma.log_lines import is_ours
 from tests.dgemma import tls
 from tests.dgemma.fake_triton import FakeTriton, answer, final, response
 from tests.dgemma.front.replies import COMPLETIONS
@@ -128,6 +131,36 @@ def test_the_command_serves_until_a_signal(tmp_path: Path) -> None:
             process.stdout.close()
             process.wait()
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_a_log_in_json_names_the_request_that_a_line_is_about(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with FakeTriton(answer) as fake:
+        process = subprocess.Popen(
+            [str(DGEMMA), "front", "--url", fake.url, "--port", "0"],
+            env={**os.environ, "DGEMMA_HOST": "127.0.0.1", "NIM_JSONL_LOGGING": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=log.open("w"),
+        )
+        try:
+            for _ in range(2000):
+                if "listening: " in log.read_text() or process.poll() is not None:
+                    break
+                time.sleep(0.01)
+            url = log.read_text().partition("listening: ")[2].partition(",")[0]
+            headers = {"x-request-id": "of-a-client"}
+            with httpx2.Client(base_url=url, timeout=20, headers=headers) as http:
+                http.post(COMPLETIONS, json={"prompt": "p"}).raise_for_status()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+            process.wait()
+    lines = log.read_text().splitlines()
+    assert all(is_ours(line) for line in lines), lines
+    said = [json.loads(line) for line in lines]
+    assert {line["source"] for line in said} == {"front"}
+    assert [line for line in said if line.get("request_id") == "of-a-client"]
 
 
 def test_the_command_says_what_is_wrong() -> None:
