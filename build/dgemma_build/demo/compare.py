@@ -64,10 +64,12 @@ class Difference:
         return cls(mean(pairs), Z95 * sqrt(spread / len(pairs)))
 
 
-def outcome(engine: Path, checkpoint: Path, blanks: int, count: int, threads: int) -> Outcome:
+def outcome(
+    engine: Path, checkpoint: Path, blanks: int, count: int, threads: int, seed: int = SEED
+) -> Outcome:
     """Ask an engine for `count` Sudokus; raises ConfigurationError where it cannot be loaded."""
     parts = assemble(engine, checkpoint, slots=SLOTS, threads=threads)
-    tasks = sudokus(count, blanks, SEED)
+    tasks = sudokus(count, blanks, seed)
     given = answers(parts, f"{engine.name}, {blanks} blanks", tasks)
     ran = parts.scheduler.engine
     return Outcome(
@@ -105,7 +107,7 @@ def cells(ours: Outcome, first: Outcome | None) -> tuple[str, ...]:
 
 
 def lines(
-    engines: Sequence[Path], checkpoint: Path, count: int, threads: int
+    engines: Sequence[Path], checkpoint: Path, count: int, threads: int, seed: int = SEED
 ) -> Iterator[tuple[str, ...]]:
     """A line of the table for each engine and number of blanks."""
     for engine in engines:
@@ -114,7 +116,7 @@ def lines(
     for engine in engines:
         head = (Manifest.read(engine).precision, f"{weights_size(engine) / 1e6:.2f}")
         for blanks in BLANKS:
-            ours = outcome(engine, checkpoint, blanks, count, threads)
+            ours = outcome(engine, checkpoint, blanks, count, threads, seed)
             yield *head, str(blanks), *cells(ours, first.get(blanks))
             first.setdefault(blanks, ours)
 
@@ -126,13 +128,14 @@ def main(
     checkpoint: Annotated[Path, typer.Option(help="Checkpoint directory.")] = Path("build/demo"),
     count: Annotated[int, typer.Option(help="Tasks per line.", min=1)] = 500,
     threads: Annotated[int, typer.Option(help="Cores to use; 0: all.", min=0)] = 0,
+    seed: Annotated[int, typer.Option(help="Another one draws other Sudokus.", min=0)] = SEED,
 ) -> None:
     """Print the table of what each engine makes of the same Sudokus."""
     table = Table(*HEADINGS, box=SIMPLE)
     for column in table.columns[1:]:
         column.justify = "right"
     try:
-        for line in lines(engine, checkpoint, count, threads):
+        for line in lines(engine, checkpoint, count, threads, seed):
             table.add_row(*line)
     except DgemmaError as error:
         Console(stderr=True).print(f"error: {error}", markup=False, soft_wrap=True)
