@@ -235,5 +235,5 @@ def held(scheduler: Scheduler) -> Iterator[tuple[str, float]]:
     yield "queue entries", len(queue) + sum(map(queue.waiting, TENANTS))
     yield "running", len(scheduler.running) + sum(map(queue.running, TENANTS))
     yield "open", len(scheduler.open)
-    yield "reserved turns", len(queue._reserved)
+    yield "reserved turns", len(queue._turns)
     yield "deadlines", len(scheduler.deadlines)
