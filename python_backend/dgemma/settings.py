@@ -37,12 +37,39 @@ Port = Annotated[int, Field(ge=0, le=65535)]  # 0 = any free port
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(lower)]
 
 
-class Settings(BaseSettings):
-    """The service's settings. Use `load`; its errors quote the fields' descriptions."""
+class CommonSettings(BaseSettings):
+    """What every process of the service is told."""
 
     model_config = SettingsConfigDict(
         case_sensitive=True, env_ignore_empty=True, extra="forbid", frozen=True
     )
+
+    host: str = Field(
+        "0.0.0.0",
+        validation_alias="DGEMMA_HOST",
+        description="the address to listen on, such as 127.0.0.1; 0.0.0.0 is every one",
+    )
+    drain_timeout_s: int = Field(
+        30,
+        ge=0,
+        le=3600,
+        validation_alias="DGEMMA_DRAIN_TIMEOUT_S",
+        description="whole seconds that running requests get when the service stops: 0 to 3600",
+    )
+    log_level: LogLevel = Field(
+        "info",
+        validation_alias="NIM_LOG_LEVEL",
+        description="debug, info, warning or error",
+    )
+    json_log: bool = Field(
+        False,
+        validation_alias="NIM_JSONL_LOGGING",
+        description="1: every line of the log is JSON, Triton's too; 0: plain text",
+    )
+
+
+class Settings(CommonSettings):
+    """The service's settings. Use `load`; its errors quote the fields' descriptions."""
 
     engine: Directory | None = Field(
         None,
@@ -75,11 +102,6 @@ class Settings(BaseSettings):
         validation_alias="DGEMMA_SIMULATE",
         description="a platform and a precision, such as h100-fp8: no engine is loaded, passes "
         "take the time that they would there, and answers mean nothing",
-    )
-    host: str = Field(
-        "0.0.0.0",
-        validation_alias="DGEMMA_HOST",
-        description="the address to listen on, such as 127.0.0.1; 0.0.0.0 is every one",
     )
     grpc_port: Port = Field(
         8001,
@@ -163,13 +185,6 @@ class Settings(BaseSettings):
         validation_alias="DGEMMA_THREADS",
         description="CPU threads of a pass: 1 to 1024; unset takes one per core",
     )
-    drain_timeout_s: int = Field(
-        30,
-        ge=0,
-        le=3600,
-        validation_alias="DGEMMA_DRAIN_TIMEOUT_S",
-        description="whole seconds that running requests get when the service stops: 0 to 3600",
-    )
     start_timeout_s: int = Field(
         1800,
         ge=10,
@@ -177,16 +192,6 @@ class Settings(BaseSettings):
         validation_alias="DGEMMA_START_TIMEOUT_S",
         description="whole seconds until the service must be ready, the building of an engine at "
         "the first start included: 10 to 86400",
-    )
-    log_level: LogLevel = Field(
-        "info",
-        validation_alias="NIM_LOG_LEVEL",
-        description="debug, info, warning or error",
-    )
-    json_log: bool = Field(
-        False,
-        validation_alias="NIM_JSONL_LOGGING",
-        description="1: every line of the log is JSON, Triton's too; 0: plain text",
     )
 
     @classmethod

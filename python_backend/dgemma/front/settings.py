@@ -17,10 +17,9 @@ from pydantic import (
     SecretStr,
     ValidationError,
 )
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dgemma.errors import ConfigurationError
-from dgemma.settings import DEFAULT_CACHE, File, LogLevel, Port, lower
+from dgemma.settings import DEFAULT_CACHE, CommonSettings, File, Port, lower
 
 _TLS = ("ssl_key", "ssl_certificate")
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -32,12 +31,8 @@ def _names(text: str) -> str:
     return text
 
 
-class FrontSettings(BaseSettings):
+class FrontSettings(CommonSettings):
     """The front's settings. Use `load`; its errors quote the fields' descriptions."""
-
-    model_config = SettingsConfigDict(
-        case_sensitive=True, env_ignore_empty=True, extra="forbid", frozen=True
-    )
 
     triton_url: str = Field(
         "127.0.0.1:8001",
@@ -50,11 +45,6 @@ class FrontSettings(BaseSettings):
         pattern=r"^http://",
         validation_alias="DGEMMA_TRITON_METRICS_URL",
         description="the http:// address of Triton's metrics",
-    )
-    host: str = Field(
-        "0.0.0.0",
-        validation_alias="DGEMMA_HOST",
-        description="the address to listen on, such as 127.0.0.1; 0.0.0.0 is every one",
     )
     port: Port = Field(
         8000,
@@ -136,23 +126,6 @@ class FrontSettings(BaseSettings):
         None,
         validation_alias="NIM_SSL_CA_CERTS_PATH",
         description="the PEM file of the authorities of clients' certificates, for mtls",
-    )
-    drain_timeout_s: int = Field(
-        30,
-        ge=0,
-        le=3600,
-        validation_alias="DGEMMA_DRAIN_TIMEOUT_S",
-        description="whole seconds that running requests get when the front stops: 0 to 3600",
-    )
-    log_level: LogLevel = Field(
-        "info",
-        validation_alias="NIM_LOG_LEVEL",
-        description="debug, info, warning or error",
-    )
-    json_log: bool = Field(
-        False,
-        validation_alias="NIM_JSONL_LOGGING",
-        description="1: every line of the log is JSON; 0: plain text",
     )
 
     @classmethod
