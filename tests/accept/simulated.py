@@ -8,7 +8,6 @@ and long prompts are run in virtual time.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from statistics import median
 from typing import Annotated
 
@@ -18,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.accept.first_block import NEIGHBOURS, Reading, read
+from tests.accept.main_job import Line, table
 from tests.accept.simulated_service import alone, simulated_server, together
 from tests.dgemma.scheduler.fairness import (
     FAIR,
@@ -45,16 +45,6 @@ FLOOD = 100  # requests of one tenant at once
 LONG_ON = ("h100-fp8", "dgx-spark-fp8")
 PROMPTS = (8192, 32768, 131072)
 WIDTH = 120
-
-
-@dataclass(frozen=True)
-class Line:
-    """One promise: what was seen, what was promised."""
-
-    what: str
-    seen: str
-    promised: str
-    holds: bool | None = None  # None: for information
 
 
 def kept_busy(platform: str, requests: int, seconds: float) -> Iterator[Line]:
@@ -174,16 +164,6 @@ def first_blocks(readings: list[Reading]) -> Table:
     return result
 
 
-def table(lines: list[Line]) -> Table:
-    result = Table(title="simulated: many users at once", box=SIMPLE, title_justify="left")
-    for heading in ("what", "seen", "promised", ""):
-        result.add_column(heading)
-    for line in lines:
-        mark = "" if line.holds is None else "ok" if line.holds else "MISSED"
-        result.add_row(line.what, line.seen, line.promised, mark)
-    return result
-
-
 def main(
     platform: Annotated[str, typer.Option(help="As DGEMMA_SIMULATE takes it.")] = PLATFORM,
     requests: Annotated[int, typer.Option(help="Of the one stream.", min=1)] = 8,
@@ -203,7 +183,7 @@ def main(
             said = f"{line.what.strip()}: {line.seen}"
             progress.print(said, highlight=False, markup=False, soft_wrap=True)
             lines.append(line)
-    console.print(table(lines))
+    console.print(table(lines, "simulated: many users at once"))
     raise typer.Exit(int(any(line.holds is False for line in lines)))
 
 
