@@ -177,13 +177,15 @@ def figures(samples: dict[str, list[Any]], peer: str) -> list[Figure]:
         * 1e3
     )
     empty = median(samples["block empty"]) * 1e3
-    bare, eight = of("bare", "tokens_per_second"), median(samples["eight"])
+    eight = median(samples["eight"])
     # The machine's speed drifts within a turn: what is served stands between two of the other.
     beside = zip(samples["bare"], samples["bare again"], strict=True)
     alone = [mean(sample["tokens_per_second"] for sample in both) for both in beside]
     reached = median(s / a for s, a in zip(samples["eight"], alone, strict=True))
-    short = median(
-        bare["tokens_per_second"] / a for bare, a in zip(samples["short"], alone, strict=True)
+    short = of("short", "tokens_per_second")
+    strict = median(
+        served / bare["tokens_per_second"]
+        for served, bare in zip(samples["eight"], samples["short"], strict=True)
     )
     lines = [
         Figure(
@@ -226,15 +228,10 @@ def figures(samples: dict[str, list[Any]], peer: str) -> list[Figure]:
         *lines,
         Figure("Triton and gRPC, a block", f"{added:.2f} ms", "<= 3 ms", added <= 3),
         Figure("  of it, around a model that does nothing", f"{empty:.2f} ms", "", None),
-        Figure(
-            f"bare engine and tail, {SLOTS} rows of these canvases",
-            f"{bare:.0f} tokens/s",
-            "",
-            None,
-        ),
-        Figure("  behind contexts of one canvas only", f"{short:.0%} of it", "", None),
+        Figure(f"bare engine and tail, {SLOTS} rows", f"{short:.0f} tokens/s", "", None),
         Figure(f"{SLOTS} requests over gRPC", f"{eight:.0f} tokens/s", "", None),
-        Figure("  of the bare engine", f"{reached:.0%}", ">= 90%", reached >= 0.9),
+        Figure("  of the bare engine", f"{strict:.0%}", ">= 90%", strict >= 0.9),
+        Figure("  of bare rows behind the same contexts", f"{reached:.0%}", "", None),
     ]
 
 
