@@ -42,7 +42,13 @@ class Decision:
         assert canvas.accepted is not None and canvas.entropy is not None
         return cls(
             *(hidden, canvas.argmax, canvas.accepted, canvas.entropy, canvas.pinned),
-            *(canvas.ids, canvas.soft, canvas.repeats, canvas.mean_entropy, canvas.converged),
+            *(
+                canvas.ids,
+                _kept(canvas.soft),
+                canvas.repeats,
+                canvas.mean_entropy,
+                canvas.converged,
+            ),
             canvas.is_done(sampling),
         )
 
@@ -59,28 +65,16 @@ class Decision:
         return float((self.hidden - other.hidden).abs().max())
 
 
-@dataclass(frozen=True)
-class Along:
-    """Decisions that a run has to follow, with its own soft embeddings or with theirs."""
-
-    decisions: Mapping[Moment, Decision] = field(default_factory=dict)
-    soft: bool = False
-
-    def force(self, moment: Moment, canvas: Canvas) -> None:
-        """Have a canvas that has just made this step go on with the tokens decided there."""
-        if (decision := self.decisions.get(moment)) is None:
-            return
-        if self.soft or (canvas.converged and not decision.converged):  # it has none of its own
-            canvas.soft = decision.soft
-        canvas.ids, canvas.argmax, canvas.accepted = (
-            decision.ids,
-            decision.argmax,
-            decision.accepted,
-        )
-        canvas.repeats, canvas.converged = decision.repeats, decision.converged
+def force(canvas: Canvas, decision: Decision) -> None:
+    """Have a canvas that has just made this step go on with the tokens decided there."""
+    if canvas.converged and not decision.converged:  # it has no soft embedding of its own
+        canvas.soft = decision.soft
+    canvas.ids, canvas.argmax, canvas.accepted = decision.ids, decision.argmax, decision.accepted
+    canvas.repeats, canvas.converged = decision.repeats, decision.converged
 
 
 Decisions = dict[Moment, Decision]
+Forced = Mapping[Moment, Decision]
 
 
 @dataclass(frozen=True)
@@ -89,10 +83,10 @@ class RecordingTail(Tail):
 
     inner: Tail = field(kw_only=True)
     seen: Decisions = field(kw_only=True)
-    along: Along = field(kw_only=True)
+    along: Forced = field(kw_only=True)
 
     @classmethod
-    def around(cls, inner: Tail, seen: Decisions, along: Along) -> Tail:
+    def around(cls, inner: Tail, seen: Decisions, along: Forced) -> Tail:
         return cls(inner.head, inner.draws, inner=inner, seen=seen, along=along)
 
     def step(self, hidden: Tensor, rows: Sequence[tuple[Canvas, Sampling]]) -> None:
@@ -101,7 +95,13 @@ class RecordingTail(Tail):
         self.inner.step(hidden, rows)
         for moment, row, (canvas, sampling) in zip(moments, kept, rows, strict=True):
             self.seen[moment] = Decision.of(row, canvas, sampling)
-            self.along.force(moment, canvas)
+            if (decision := self.along.get(moment)) is not None:
+                force(canvas, decision)
+
+
+def _kept(soft: Tensor | None) -> Tensor | None:
+    """A copy: a canvas writes its next one where this stands."""
+    return None if soft is None else soft.clone()
 
 
 class Divergence(NamedTuple):

@@ -25,7 +25,7 @@ from dgemma.scheduler.scheduler import Scheduler
 from dgemma.tail.draws import Moment
 from dgemma.tail.tail import Tail
 from dgemma_build.demo.vocabulary import IMAGE, IMAGE_END, IMAGE_START, to_ids
-from tests.accept.decisions import Along, Decision, Decisions, RecordingTail
+from tests.accept.decisions import Decision, Decisions, Forced, RecordingTail
 from tests.identity import TENANTS, any_request, any_text
 
 MOST = 16  # requests of a mix
@@ -104,10 +104,10 @@ class Stage:
         factory = self.parts.scheduler.answer_factory
         self.scheduler = Scheduler(self.seam, self.tail, factory, self.options)
 
-    def run(self, crowd: Sequence[Asked], along: Along | None = None) -> list[Heard]:
+    def run(self, crowd: Sequence[Asked], along: Forced | None = None) -> list[Heard]:
         """All of them to their ends; along the decisions of another run where such are given."""
         scheduler, seen, heard = self.scheduler, Decisions(), dict[str, list[Event]]()
-        scheduler.tail = RecordingTail.around(self.tail, seen, along or Along())
+        scheduler.tail = RecordingTail.around(self.tail, seen, along or {})
         last, step = max(asked.before_pass for asked in crowd), 0
         while scheduler.busy or step <= last:
             for asked in crowd:

@@ -43,8 +43,7 @@ class Findings:
     ends: Counter[str] = field(default_factory=Counter)
     in_mid_canvas: int = 0  # answers that ended within a canvas at a stop id
     steps: int = 0  # denoise steps
-    apart: list[float] = field(default_factory=list)  # hidden states, given the same canvases
-    astray: list[float] = field(default_factory=list)  # … with soft embeddings of their own
+    apart: list[float] = field(default_factory=list)  # hidden states, forced along the same tokens
     hits: int = 0
     shifted: int = 0  # hits that hold blocks encoded in other chunks
     fused: int = 0  # rows behind a partner

@@ -1,12 +1,13 @@
 """Attention of a row over its own K/V and the context of its slot, its partner's tokens included.
 
 Knows keys, masks and head groups; knows nothing of experts or of how a pool is written.
-A row attends to a copy of its slot's context. Its partner's fresh K/V are written into that copy,
-where the pool will hold them after the pass, so that a commit and a first denoise in one pass read
-what they would read in two. What a neighbour needs must not move a row's numbers: the context,
-whose length varies from pass to pass, stands last and adds exact zeros behind what is present.
+A row attends to a copy of its slot's context, into which its own fresh K/V and its partner's are
+written, so that a commit and a first denoise in one pass read what they would read in two. A token
+stands where its position alone says, and what is absent or masked adds exact zeros: neither a
+neighbour with a longer context nor the borders of the chunks that a prompt was encoded in move a
+row's numbers, so cached K/V are those that encoding again would give.
 Shapes: R rows, P pairs, L row length, H query heads, G K/V heads, d head size, N context positions
-that the pass reads (of a ring at most its W), S = L + N keys of a row.
+that the pass reads (of a ring at most its W), S = N + L keys of a row.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ class Keys:
     bias: Tensor  # fp32 [R, 1, L, S], 0 or MASKED
     cos: Tensor  # fp32 [R, L, d / 2]
     sin: Tensor
-    context: Tensor  # [R * G * N], lines of a pool `[slots * G * (W or max N), d]`
-    length: int  # N: worked out from what is gathered, a compiler would not know it from R * N
-    source: Tensor  # [P * G * L], lines of fresh K or V `[R * G * L, d]` …
-    target: Tensor  # [P * G * L], … that go to these lines of the context `[R * G * N, d]`
+    context: Tensor  # [R * G * S], lines of a pool `[slots * G * (W or max N), d]`
+    length: int  # S: worked out from what is gathered, a compiler would not know it from R * S
+    source: Tensor  # [(R + P) * G * L], lines of fresh K or V `[R * G * L, d]` …
+    target: Tensor  # [(R + P) * G * L], … that go to these lines of the context `[R * G * S, d]`
 
 
 def build_keys(g: Geometry, layer: LayerGeometry, rows: RowIndex, size: int, table: Tensor) -> Keys:
@@ -60,18 +61,21 @@ def build_keys(g: Geometry, layer: LayerGeometry, rows: RowIndex, size: int, tab
     window, length = g.sliding_window, g.canvas_length
     own = torch.arange(length)
     queries = rows.start[:, None] + own  # [R, L]
-    last = rows.start[:, None] - 1  # [R, 1]
-    if layer.is_full:
-        index = rows.context_index
-        context = torch.where(index <= last, index, ABSENT)
-    else:
-        index = rows.ring_index
-        # Position p lives at p mod W, so an index names the last such position before the row.
-        context = last - torch.remainder(last - index, window)
-        context = torch.where(context >= 0, context, ABSENT)
-    keys = torch.cat([queries, context], 1)[:, None, :]  # [R, 1, S]
+    index = rows.context_index if layer.is_full else rows.ring_index
+    total = index.shape[0] + length
+    places = torch.cat([index, index.shape[0] + own])  # [S]
+    ring = places[-1:] + 1  # S, as a tensor
     # A denoise row sees all of its canvas, an encode row what is not after the query.
     upper = torch.where(rows.denoise[:, None], queries[:, -1:], queries)[:, :, None]
+    if layer.is_full:
+        keys = places[None, None]  # [1, 1, S]
+        held = torch.minimum(places, index[-1:])[None]  # own places may lie beyond the pool's end
+    else:
+        # Position p stands at p mod S, so a place names the last such position of the row.
+        last = queries[:, -1:]  # [R, 1]
+        keys = last - torch.remainder(last - places, ring)
+        held = torch.remainder(keys, window)  # [R, S]
+        keys = torch.where(keys >= 0, keys, ABSENT)[:, None]
     seen = keys <= upper  # [R, L, S]
     if not layer.is_full:
         # One rectangle for a canvas: the last W - 1 tokens before it, whatever the query.
@@ -82,21 +86,24 @@ def build_keys(g: Geometry, layer: LayerGeometry, rows: RowIndex, size: int, tab
 
     heads = torch.arange(layer.num_key_value_heads)[:, None]  # [G, 1]
     lines = rows.slot[:, None, None] * layer.num_key_value_heads + heads  # [R, G, 1]
-    lines = (lines * size + index).flatten()
+    lines = (lines * size + held[:, None]).flatten()
     # Tokens without a place (padding, and what a ring no longer holds) repeat one that has.
     first, end = rows.start[rows.pair_from, None], rows.valid[rows.pair_from, None]  # [P, 1]
     kept = torch.minimum(own, end - 1)  # [P, L]
     if not layer.is_full:
         kept = torch.maximum(kept, end - window)
-    place = first + kept if layer.is_full else torch.remainder(first + kept, window)
+    token = torch.cat([own.expand_as(queries), kept])  # [R + P, L], of the rows that …
+    place = torch.cat([queries, first + kept])  # … write to these places
+    if not layer.is_full:
+        place = torch.remainder(place, ring)
+    each = torch.arange(rows.start.shape[0])
 
     def flat(row: Tensor, line: Tensor, lines: int | Tensor) -> Tensor:
-        head = row[:, None, None] * layer.num_key_value_heads + heads  # [P, G, 1]
+        head = torch.cat([each, row])[:, None, None] * layer.num_key_value_heads + heads
         return (head * lines + line[:, None]).flatten()
 
-    source = flat(rows.pair_from, kept, length)
-    target = flat(rows.pair_to, place, index.shape[0])
-    return Keys(bias, cos, sin, lines, index.shape[0], source, target)
+    source, target = flat(rows.pair_from, token, length), flat(rows.pair_to, place, total)
+    return Keys(bias, cos, sin, lines, total, source, target)
 
 
 class Attention(nn.Module):
@@ -150,7 +157,6 @@ class Attention(nn.Module):
 def with_context(fresh: Tensor, pool: Tensor, keys: Keys) -> Tensor:
     """The keys or values in the order of `build_keys`, `[R, G, S, d]`."""
     # `embedding` is a plain gather of vectors.
-    context = F.embedding(keys.context, pool.flatten(0, 2))  # [R * G * N, d]
-    partners = F.embedding(keys.source, fresh.flatten(0, 2))
-    context = context.index_put((keys.target,), partners)
-    return torch.cat([fresh, context.unflatten(0, (*fresh.shape[:2], keys.length))], 2)
+    context = F.embedding(keys.context, pool.flatten(0, 2))  # [R * G * S, d]
+    context = context.index_put((keys.target,), F.embedding(keys.source, fresh.flatten(0, 2)))
+    return context.unflatten(0, (*fresh.shape[:2], keys.length))

@@ -1,4 +1,4 @@
-"""A row's hidden states have the same bits whatever rows share its pass."""
+"""A token's numbers have the same bits whatever rows share its pass, and however rows are cut."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dgemma.engine.base import Capacity, Row
+from dgemma.engine.base import Capacity, Row, Snapshot
 from dgemma.engine.onnx_engine import OnnxEngine
 from dgemma.errors import EngineFailure
 
@@ -88,3 +88,24 @@ def test_other_things_are_done_once_behind_the_next_pass(engine: OnnxEngine) -> 
     engine.forward(row)
     engine.forward(row)
     assert called == ["first", "second"]
+
+
+@pytest.mark.parametrize("borders", [(1, 60, 156, 200), (90, 91, 187, 283), (50, 100, 150, 246)])
+def test_where_chunks_end_changes_no_bit(engine: OnnxEngine, borders: tuple[int, ...]) -> None:
+    """Neither of what is kept for a text nor of a canvas behind it."""
+    total = 350
+    text = torch.cat([tokens(start) for start in range(20, 24)])[:total]
+    canvas = Row(tokens(8), 0, total, L, True)
+    seen: list[tuple[Tensor, Snapshot]] = []
+    for cuts in (tuple(range(L, total, L)), borders):
+        start = 0
+        for end in (*cuts, total):
+            for begin in range(start, end, L):
+                stop = min(end, begin + L)
+                padded = torch.cat([text[begin:stop], torch.zeros(L, dtype=torch.int64)])[:L]
+                engine.forward([Row(padded, 0, begin, stop - begin, False)])
+            start = end
+        seen.append((engine.forward([canvas]).clone(), engine.snapshot(0, 0, total)))
+    (hidden, kept), (other_hidden, other_kept) = seen
+    assert torch.equal(hidden, other_hidden)
+    assert all((a == b).all() for a, b in zip(kept.parts, other_kept.parts, strict=True))
