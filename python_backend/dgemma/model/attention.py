@@ -159,4 +159,5 @@ def with_context(fresh: Tensor, pool: Tensor, keys: Keys) -> Tensor:
     # `embedding` is a plain gather of vectors.
     context = F.embedding(keys.context, pool.flatten(0, 2))  # [R * G * S, d]
     context = context.index_put((keys.target,), F.embedding(keys.source, fresh.flatten(0, 2)))
-    return context.unflatten(0, (*fresh.shape[:2], keys.length))
+    keyed: Tensor = context.unflatten(0, (*fresh.shape[:2], keys.length))
+    return keyed
