@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dgemma.engine.base import NO_PARTNER, Row
 
 RETRY = 32  # passes of a shape until the slower way is tried again: what is fast changes with load
+WARM = 2  # passes of each way before any is believed
 FORGET = 0.25  # how much of a slower pass is believed
 
 
@@ -42,19 +43,22 @@ class Pace:
     """Which of two ways has been faster of late for passes of one shape."""
 
     def __init__(self) -> None:
-        self._seconds: list[float | None] = [None, None]
+        self._seconds: list[list[float]] = [[], []]  # the last of each is believed
         self._passes = 0
 
     def choose(self) -> bool:
         """Whether to take the second way."""
         self._passes += 1
         first, second = self._seconds
-        if first is None or second is None:
-            return first is not None
-        return (second < first) != (self._passes % RETRY == 0)
+        for way, seconds in ((False, first), (True, second)):
+            if len(seconds) < WARM:
+                return way
+        return (second[-1] < first[-1]) != (self._passes % RETRY == 0)
 
     def took(self, second: bool, seconds: float) -> None:
+        """The first pass of a way says little: it has memory to find."""
         known = self._seconds[second]
-        if known is None or seconds < known:
-            known = seconds
-        self._seconds[second] = known + FORGET * (seconds - known)
+        if len(known) < WARM:
+            known.append(seconds)
+        else:
+            known[-1] = min(known[-1], seconds) + FORGET * max(0.0, seconds - known[-1])

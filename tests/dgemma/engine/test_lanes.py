@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dgemma.engine.base import NO_PARTNER, Capacity, Row
-from dgemma.engine.lanes import RETRY, Pace, lane_rows, lanes_of
+from dgemma.engine.lanes import RETRY, WARM, Pace, lane_rows, lanes_of
 from dgemma.engine.onnx_engine import OnnxEngine
 
 L, D = 96, 64
@@ -54,7 +54,7 @@ def test_the_faster_way_is_taken_and_the_other_tried_again() -> None:
     for _ in range(4 * RETRY):
         taken.append(pace.choose())
         pace.took(taken[-1], seconds[taken[-1]])
-    assert taken.count(False) == 1 + 4  # the first, and one in so many
+    assert taken.count(False) == WARM + 4  # the first ones, and one in so many
     seconds[True] = 3.0
     later = []
     for _ in range(RETRY):
