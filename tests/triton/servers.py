@@ -42,6 +42,11 @@ class Traces:
         return session_members(self.session)
 
     @property
+    def stub(self) -> int:
+        [pid] = [process.pid for process in self.processes if "stub" in process.executable]
+        return pid
+
+    @property
     def regions(self) -> list[Path]:
         return list(SHARED_MEMORY.glob(self.shared_memory + "*"))
 
@@ -129,9 +134,11 @@ class Serve:
 
 @contextmanager
 def serving(model_repository: Path, env: dict[str, str], log: Path) -> Iterator[Serve]:
-    """`dgemma serve` on free ports."""
-    free_ports = {"NIM_TRITON_GRPC_PORT": "0", "NIM_TRITON_METRICS_PORT": "0"}
-    serve = Serve(model_repository, {**env, **free_ports, "DGEMMA_HOST": "127.0.0.1"}, log)
+    """`dgemma serve` on free ports; gRPC alone, and without delay, unless `env` says otherwise."""
+    defaults = {"DGEMMA_HTTP": "0", "DGEMMA_DRAIN_DELAY_S": "0"}
+    ports = ("NIM_TRITON_GRPC_PORT", "NIM_TRITON_METRICS_PORT", "NIM_HTTP_API_PORT")
+    free = {**dict.fromkeys(ports, "0"), "DGEMMA_HOST": "127.0.0.1"}
+    serve = Serve(model_repository, {**defaults, **env, **free}, log)
     try:
         yield serve
     finally:
