@@ -29,6 +29,7 @@ from tests.dgemma.fake_triton import (
     one_block_then_wait,
     response,
 )
+from tests.triton.servers import without_settings
 
 PATIENCE_S = 60.0
 SUMMARY = "30 tokens in 0.15 s · 200 tokens/s · 3.5 steps per block · 9 passes · seed 1234\n"
@@ -285,12 +286,17 @@ def test_the_version_is_the_package_s() -> None:
 def run_serve(
     tmp_path: Path, *arguments: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """`nim-serve` with directories that exist, in a process of its own: it changes its environment."""
+    """`nim-serve`, with directories that exist, in a process whose environment it may change."""
     ports = ("NIM_TRITON_GRPC_PORT", "NIM_TRITON_METRICS_PORT", "NIM_HTTP_API_PORT")
     directories = {"NIM_MODEL_PATH": str(tmp_path), "DGEMMA_CHECKPOINT": str(tmp_path)}
     return subprocess.run(
         [sys.executable, "-c", "from dgemma.cli_serve import main; main()", *arguments],
-        env={**os.environ, **dict.fromkeys(ports, "0"), **directories, **environment},
+        env={
+            **without_settings(os.environ),
+            **dict.fromkeys(ports, "0"),
+            **directories,
+            **environment,
+        },
         capture_output=True,
         text=True,
         timeout=PATIENCE_S,

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +55,12 @@ class Traces:
         return [*self.processes, *self.regions]
 
 
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what `dgemma` reads, or asks about."""
+    prefixes = ("NIM_", "DGEMMA_")
+    return {name: value for name, value in environment.items() if not name.startswith(prefixes)}
+
+
 def wait_for(what: str, condition: Callable[[], object]) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
@@ -82,7 +88,7 @@ class Serve:
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [*command, "--model-repository", str(model_repository)],
-                env={**os.environ, **env},
+                env={**without_settings(os.environ), **env},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

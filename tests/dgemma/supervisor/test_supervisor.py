@@ -169,7 +169,7 @@ def test_a_front_shows_that_it_goes_on(tmp_path: Path) -> None:
 _LEAVES_AN_ORPHAN = """
 import os, subprocess, sys
 child = subprocess.Popen([sys.executable, "-S", "-c", "import sys; sys.stdin.read()"],
-                         stdin=int(sys.argv[1]), stdout=subprocess.DEVNULL, pass_fds=[int(sys.argv[1])])
+                         stdin=int(sys.argv[1]), stdout=subprocess.DEVNULL)
 print(child.pid, flush=True)
 os._exit(0)
 """
