@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
+from dgemma.errors import ConfigurationError
 from dgemma.front.settings import FrontSettings
 from dgemma.log_lines import configure, of_output, of_triton
 from dgemma.settings import Settings
@@ -81,7 +82,7 @@ def run(settings: Everything) -> Exit:
         parts: dict[Part, Supervised] = {Part.TRITON: triton}
         at = f"gRPC {triton.server.grpc_url}, metrics {triton.server.metrics_url}"
         if settings.supervisor.http:
-            port = free_ports(settings.front.host, {"HTTP": settings.front.port})["HTTP"]
+            port = _http_port(settings.front, triton.server)
             parts[Part.FRONT] = _front(triton.server, port, Path(directory), front_log)
             scheme = "http" if settings.front.ssl_mode == "disabled" else "https"
             at += f", HTTP {scheme}://{reachable(settings.front.host)}:{port}"
@@ -123,6 +124,15 @@ def _triton(settings: Everything, log: int | None) -> TritonPart:
     )
     server.reserve_ports()
     return TritonPart(server, probe_key, service.tls)
+
+
+def _http_port(settings: FrontSettings, server: TritonServer) -> int:
+    port = free_ports(settings.host, {"HTTP": settings.port})["HTTP"]
+    if port in server.ports:
+        raise ConfigurationError(
+            f"NIM_HTTP_API_PORT: got {port}, which is Triton's; expected: a port of its own, or 0"
+        )
+    return port
 
 
 def _front(server: TritonServer, port: int, directory: Path, log: int | None) -> FrontPart:

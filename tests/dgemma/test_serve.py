@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -169,3 +170,11 @@ def test_a_dry_run_makes_no_server(stage: Stage, capsys: pytest.CaptureFixture[s
     assert serve(dry_run=True) == Exit(0)
     assert stage.server == {}
     assert "DGEMMA_SLOTS = 3  # environment" in capsys.readouterr().out
+
+
+def test_a_port_for_two_is_refused(stage: Stage) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(ConfigurationError, match=f"^NIM_HTTP_API_PORT: got {port}, which is Trit"):
+        serve([f"NIM_TRITON_METRICS_PORT={port}", f"NIM_SERVER_PORT={port}"])

@@ -114,6 +114,14 @@ class Serve:
         assert ready is not None
         return ready[1]
 
+    def child(self, name: str) -> int:
+        """The process that it has started with this word in its command."""
+        pid = self.process.pid
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if name.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+        raise AssertionError(f"no {name}")
+
     def exit_code(self) -> int:
         return self.process.wait(PATIENCE_S)
 

@@ -44,7 +44,8 @@ def test_nothing_is_spoken_without_tls(
         with Client(f"localhost:{port}", credentials=known) as client:
             usage = client.generate("x", timeout_s=PATIENCE_S, **ANSWER).usage
             assert usage["completion_tokens"] == 8
-        for authority in (None, tmp_path / "other.pem"):
+        strangers = [None, tmp_path / "other.pem", *([certificate] if mode == "mtls" else [])]
+        for authority in strangers:
             with (
                 Client(f"localhost:{port}", tls_ca=authority) as client,
                 pytest.raises(Unavailable),

@@ -144,6 +144,9 @@ class Supervisor:
         except ConfigurationError as error:
             tell(Failed(part, str(error), for_good=True))
             return
+        except OSError as error:  # no more processes or files
+            tell(Failed(part, f"it cannot be started: {error}"))
+            return
         self._watches[part] = asyncio.create_task(self._watch(part, tell))
 
     async def _watch(self, part: Part, tell: Callable[[Event], None]) -> None:
@@ -166,4 +169,5 @@ class Supervisor:
         now = time.monotonic()
         if now - self._signed_at >= _SIGN_EVERY_S:
             self._signed_at = now
-            sign.give(self._status, self._words)
+            with suppress(OSError):  # a full disk: the sign grows old, which says enough
+                sign.give(self._status, self._words)

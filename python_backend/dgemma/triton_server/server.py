@@ -92,6 +92,11 @@ class TritonServer:
         return f"http://{reachable(self._host)}:{self._ports['metrics']}/metrics"
 
     @property
+    def ports(self) -> tuple[int, ...]:
+        """Those of gRPC and of the metrics; 0 is not chosen yet."""
+        return tuple(self._ports.values())
+
+    @property
     def pid(self) -> int:
         """Of tritonserver; it leads a session of its own."""
         if self._process is None:
