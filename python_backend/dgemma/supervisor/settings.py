@@ -39,7 +39,7 @@ class SupervisorSettings(CommonSettings):
         le=3600,
         validation_alias="DGEMMA_QUIET_AFTER_S",
         description="seconds without a sign of life until the service is not ready: above 0 to "
-        "3600; longer than a pass takes",
+        "3600; more than half a second and two passes",
     )
     stuck_s: float = Field(
         4.0,
@@ -47,7 +47,7 @@ class SupervisorSettings(CommonSettings):
         le=86_400,
         validation_alias="DGEMMA_STUCK_AFTER_S",
         description="seconds without a sign of life until a process is killed: above 0 to 86400; "
-        "longer than the longest pass takes",
+        "longer than the longest two passes take",
     )
     drain_delay_s: float = Field(
         1.0,
