@@ -28,7 +28,7 @@ demo: $(VENV)/.runtime
 	@$(BUILD_ENGINE)
 	exec $(BIN)/python -m dgemma_build.demo.showcase --engine $(ENGINE) --checkpoint $(CHECKPOINT)
 
-## make serve          serve the demo checkpoint in the foreground (gRPC 8001, metrics 8002)
+## make serve          serve the demo checkpoint: HTTP on 8000 with a page at /, gRPC 8001, metrics 8002
 serve: $(VENV)/.runtime
 	@$(BUILD_ENGINE)
 	export NIM_MODEL_PATH="$${NIM_MODEL_PATH:-$(CURDIR)/$(ENGINE)}"

@@ -24,6 +24,7 @@ from dgemma import __version__, cli_tenants
 from dgemma.cli_arguments import prompt_options, sampling_options, template_text
 from dgemma.cli_exit import BAD_INPUT, INTERRUPTED, SERVER_FAILED, fail
 from dgemma.cli_profiles import show_profiles
+from dgemma.cli_serve import serve
 from dgemma.client import (
     DEFAULT_TIMEOUT_S,
     DEFAULT_URL,
@@ -40,6 +41,7 @@ from dgemma.watch import visible, watch
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command("profiles")(show_profiles)
+app.command("serve")(serve)
 app.add_typer(cli_tenants.app, name="tenants")
 
 
@@ -66,6 +68,11 @@ def main(
     ] = False,
 ) -> None:
     """Generates text with DiffusionGemma."""
+    prepare()
+
+
+def prepare() -> None:
+    """Set this process up for a command."""
     # The gRPC core logs what is reported here as one sentence.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     for stream in (sys.stdout, sys.stderr):
@@ -148,24 +155,6 @@ def generate(
         _print_object("final", generation)
     else:
         typer.echo(_summary(generation.usage), err=True)
-
-
-@app.command()
-def serve(
-    model_repository: Annotated[
-        Path, typer.Option(help="Triton model repository.", exists=True, file_okay=False)
-    ],
-) -> None:
-    """Serve in the foreground; settings come from the environment (NIM_*, DGEMMA_*)."""
-    from dgemma.serve import serve as run
-
-    try:
-        run(model_repository)
-    except DgemmaError as error:
-        code = BAD_INPUT if isinstance(error, ConfigurationError) else SERVER_FAILED
-        fail(str(error), code)
-    except KeyboardInterrupt:
-        fail("interrupted before the service was ready", INTERRUPTED)
 
 
 @app.command()

@@ -48,17 +48,25 @@ def configure(source: str, level: str, as_json: bool) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
+def of_output(line: str, now: datetime, source: str) -> str:
+    """A line that a process printed, read at the moment `now`; `source` is the process."""
+    return line if is_ours(line) else _line(now, "info", source, "output", line, {})
+
+
+def of_error(message: str, now: datetime, source: str) -> str:
+    """What ends a process."""
+    return _line(now, "error", source, "dgemma", message, {})
+
+
 def of_triton(line: str, now: datetime) -> str:
     """A line that tritonserver's process printed, read at the moment `now`.
 
     Ours come through it as they are. Triton's own stamps have no year and no zone, and are dropped.
     """
-    if is_ours(line):
-        return line
     if match := _TRITON.fullmatch(line):
         level, place, said = match.groups()
         return _line(now, _LEVELS[level], "triton", place, _unquoted(said), {})
-    return _line(now, "info", "triton", "output", line, {})
+    return of_output(line, now, "triton")
 
 
 def is_ours(line: str) -> bool:

@@ -5,6 +5,7 @@ Knows threads, start-up and shut-down; knows nothing of Triton or of what a pass
 
 from __future__ import annotations
 
+import hmac
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from dgemma.profiles.locks import InUse
 from dgemma.profiles.selection import Selection
 from dgemma.request import RawRequest, Request
 from dgemma.scheduler.events import Event, Finished, Sink, Usage
+from dgemma.scheduler.tenancy import PROBE
 from dgemma.settings import Settings
 from dgemma.tenants.caller import Caller, Door, OpenDoor
 from dgemma.tenants.ledger import Ledger
@@ -70,18 +72,21 @@ class Service:
         door: Door | None = None,
         ledger: Ledger | None = None,
         simulation: Simulation | None = None,
+        probe_key: str | None = None,
         meanwhile: Meanwhile = lambda call: call(),
     ) -> None:
         """Without a door everybody is one tenant; without a ledger no usage is kept.
 
         `selection` says what runs; `in_use` is what nobody may remove until `close`. Door and
         ledger are closed with the service. What a `simulation` answers is marked as such.
-        `meanwhile` is the engine's.
+        `meanwhile` is the engine's. Whoever has the `probe_key` asks as PROBE.
         """
         self.annotate, self.selection, self.simulation = annotate, selection, simulation
         self._in_use = in_use or InUse()
         self._parser, self._scheduler = parser, scheduler
         self._door, self._ledger = door or OpenDoor(), ledger
+        self._probe_header = probe_key and f"Bearer {probe_key}"
+        self._probes: list[str] = []  # that wait for a pass of others; the device thread's own
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._lock = threading.Condition()  # guards the next two
         self._open: dict[str, tuple[Request, Sink]] = {}
@@ -104,7 +109,7 @@ class Service:
         parts = load(settings)
         tokenizer = ChatTokenizer.from_checkpoint(settings.checkpoint)
         ledger = None if settings.ledger is None else Ledger(settings.ledger)
-        door = None
+        door, key = None, settings.probe_key
         if settings.tenants is not None:
             from dgemma.tenants.doorman import Doorman  # brings YAML
 
@@ -119,11 +124,16 @@ class Service:
             door=door,
             ledger=ledger,
             simulation=parts.simulation,
+            probe_key=None if key is None else key.get_secret_value(),
             meanwhile=parts.scheduler.engine.meanwhile,
         )
 
     def identify(self, authorization: str | None) -> Caller:
         """Who asks, by the metadata of that name; raises Unauthenticated."""
+        if self._probe_header is not None and authorization is not None:
+            sent, known = authorization.encode(errors="replace"), self._probe_header.encode()
+            if hmac.compare_digest(sent, known):
+                return Caller(PROBE)
         return self._door.identify(authorization)
 
     def parse(self, raw: RawRequest, request_id: str) -> Request:
@@ -199,6 +209,13 @@ class Service:
             return
 
     def _begin(self, request: Request) -> None:
+        # A probe takes no slot from others: their next pass answers it as well as one of its own.
+        if request.tenant is PROBE and self._scheduler.busy:
+            self._probes.append(request.id)
+            return
+        self._submit(request)
+
+    def _submit(self, request: Request) -> None:
         try:
             self._scheduler.submit(request, partial(self._deliver, request.id))
         except DgemmaError as error:
@@ -220,10 +237,24 @@ class Service:
             if self._ended == ended:
                 raise
             logger.exception("a pass failed")
+        if self._probes:
+            self._answer_probes(ran)
         if ran and self._scheduler.busy:  # there will be another pass
             self._meanwhile(self._after_pass)
         else:
             self._after_pass()
+
+    def _answer_probes(self, ran: bool) -> None:
+        """After a pass; where none ran and none will, they are run themselves."""
+        if not ran and self._scheduler.busy:
+            return
+        probes, self._probes = self._probes, []
+        for request_id in probes:
+            request, _ = self._open[request_id]
+            if ran:
+                self._deliver(request_id, Finished("length", _no_usage(request)))
+            else:
+                self._submit(request)
 
     def _deliver(self, request_id: str, event: Event) -> None:
         if request_id not in self._open:
@@ -234,7 +265,7 @@ class Service:
         sink(event)
         if isinstance(event, Finished):
             self._ended += 1
-            if self._ledger is not None:
+            if self._ledger is not None and request.tenant is not PROBE:
                 self._ledger.record(request.tenant.name, event)
             with self._lock:
                 del self._open[request_id]
@@ -257,7 +288,11 @@ def _failure(request: Request, error: Exception) -> Finished:
     """The end of a request that no scheduler accounts for."""
     if not isinstance(error, DgemmaError):
         error = EngineFailure(f"the request could not be run: {error!r}")
-    usage = Usage(
+    return Finished("error", _no_usage(request), error)
+
+
+def _no_usage(request: Request) -> Usage:
+    return Usage(
         prompt_tokens=len(request.prompt),
         completion_tokens=0,
         committed_tokens=0,
@@ -270,4 +305,3 @@ def _failure(request: Request, error: Exception) -> Finished:
         first_block_ms=0.0,
         total_ms=0.0,
     )
-    return Finished("error", usage, error)

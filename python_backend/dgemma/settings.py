@@ -5,13 +5,22 @@ Knows each variable, its default and its range; knows nothing of what a request 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dgemma.errors import ConfigurationError
+from dgemma.triton_server.tls import Tls
 
 
 def _existing(path: Path) -> Path:
@@ -33,6 +42,7 @@ def _file(path: Path) -> Path:
 Directory = Annotated[Path, AfterValidator(_existing)]
 File = Annotated[Path, AfterValidator(_file)]
 DEFAULT_CACHE = "/opt/nim/.cache"
+_TLS = ("ssl_certs", "ssl_key")
 Port = Annotated[int, Field(ge=0, le=65535)]  # 0 = any free port
 LogLevel = Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(lower)]
 
@@ -66,6 +76,36 @@ class CommonSettings(BaseSettings):
         validation_alias="NIM_JSONL_LOGGING",
         description="1: every line of the log is JSON, Triton's too; 0: plain text",
     )
+
+    @classmethod
+    def load(cls, **keywords: Any) -> Self:
+        """Read the environment; keywords (by field name) that are not None win over it.
+
+        Raises ConfigurationError naming the variable, what it was and what is allowed.
+        """
+        fields = {variable: name for name in cls.model_fields for variable in cls.variables(name)}
+        given = {cls.variables(key)[0]: v for key, v in keywords.items() if v is not None}
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = fields[str(first["loc"][0])]
+            names, allowed = cls.variables(field), cls.model_fields[field].description
+            variable = next((name for name in names if os.environ.get(name)), names[0])
+            if first["type"] == "missing":
+                raise ConfigurationError(f"{variable}: not set; set it to {allowed}") from None
+            detail = first["msg"].removeprefix("Value error, ")
+            raise ConfigurationError(
+                f"{variable}: got {str(first['input'])!r}: {detail}; expected: {allowed}"
+            ) from None
+
+    @classmethod
+    def variables(cls, field: str) -> list[str]:
+        """The environment variables of a field, the one that wins first."""
+        alias = cls.model_fields[field].validation_alias
+        if isinstance(alias, AliasChoices):
+            return [str(choice) for choice in alias.choices]
+        return [str(alias)]
 
 
 class Settings(CommonSettings):
@@ -113,10 +153,11 @@ class Settings(CommonSettings):
         validation_alias="NIM_TRITON_METRICS_PORT",
         description="0 to 65535; 0 takes any free port",
     )
-    ssl_mode: Annotated[Literal["disabled", "tls"], BeforeValidator(lower)] = Field(
+    ssl_mode: Annotated[Literal["disabled", "tls", "mtls"], BeforeValidator(lower)] = Field(
         "disabled",
         validation_alias="NIM_SSL_MODE",
-        description="disabled, or tls: gRPC is spoken over TLS alone",
+        description="disabled; tls: nothing is spoken without TLS; or mtls, which asks clients for "
+        "certificates too",
     )
     ssl_certs: File | None = Field(
         None,
@@ -128,6 +169,11 @@ class Settings(CommonSettings):
         None,
         validation_alias="NIM_SSL_KEY_PATH",
         description="the PEM file of that certificate's private key, unencrypted",
+    )
+    ssl_authorities: File | None = Field(
+        None,
+        validation_alias="NIM_SSL_CA_CERTS_PATH",
+        description="the PEM file of the authorities of clients' certificates, for mtls",
     )
     max_model_len: int | None = Field(
         None,
@@ -185,6 +231,11 @@ class Settings(CommonSettings):
         validation_alias="DGEMMA_THREADS",
         description="CPU threads of a pass: 1 to 1024; unset takes one per core",
     )
+    probe_key: SecretStr | None = Field(
+        None,
+        validation_alias="DGEMMA_PROBE_KEY",
+        description="what the supervisor, which draws it, asks with whether the engine runs",
+    )
     start_timeout_s: int = Field(
         1800,
         ge=10,
@@ -195,40 +246,35 @@ class Settings(CommonSettings):
     )
 
     @classmethod
-    def load(cls, **keywords: Any) -> Settings:
+    def load(cls, **keywords: Any) -> Self:
         """Read the environment; keywords (by field name) that are not None win over it.
 
         Raises ConfigurationError naming the variable, what it was and what is allowed.
         """
-        try:
-            loaded = cls(**{variable_of(key): v for key, v in keywords.items() if v is not None})
-        except ValidationError as error:
-            first = error.errors()[0]
-            variable, value = str(first["loc"][0]), first["input"]
-            allowed = next(
-                field.description
-                for field in cls.model_fields.values()
-                if field.validation_alias == variable
-            )
-            if first["type"] == "missing":
-                raise ConfigurationError(f"{variable}: not set; set it to {allowed}") from None
-            detail = first["msg"].removeprefix("Value error, ")
-            raise ConfigurationError(
-                f"{variable}: got {str(value)!r}: {detail}; expected: {allowed}"
-            ) from None
-
+        loaded = super().load(**keywords)
         if loaded.simulate is None and loaded.engine is None and not loaded.cache.is_dir():
             raise ConfigurationError(
                 f"NIM_MODEL_PATH: not set; set it to {cls.model_fields['engine'].description}; "
                 f"there is no model store at {loaded.cache} either, where NIM_CACHE_PATH points"
             )
-        for field in ("ssl_certs", "ssl_key"):
-            if loaded.ssl_mode == "tls" and getattr(loaded, field) is None:
+        needed = {"disabled": (), "tls": _TLS, "mtls": (*_TLS, "ssl_authorities")}[loaded.ssl_mode]
+        for field in needed:
+            if getattr(loaded, field) is None:
                 raise ConfigurationError(
-                    f"{variable_of(field)}: not set; NIM_SSL_MODE=tls needs "
+                    f"{variable_of(field)}: not set; NIM_SSL_MODE={loaded.ssl_mode} needs "
                     f"{cls.model_fields[field].description}"
                 )
         return loaded
+
+    @property
+    def tls(self) -> Tls | None:
+        """What gRPC is spoken with."""
+        if self.ssl_mode == "disabled":
+            return None
+        assert self.ssl_certs is not None and self.ssl_key is not None, "see load"
+        return Tls(
+            self.ssl_certs, self.ssl_key, self.ssl_authorities if self.ssl_mode == "mtls" else None
+        )
 
     @property
     def models(self) -> Path:
@@ -246,4 +292,4 @@ class Settings(CommonSettings):
 
 def variable_of(field: str) -> str:
     """The environment variable of a field of `Settings`."""
-    return str(Settings.model_fields[field].validation_alias)
+    return Settings.variables(field)[0]

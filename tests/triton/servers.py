@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,12 +42,23 @@ class Traces:
         return session_members(self.session)
 
     @property
+    def stub(self) -> int:
+        [pid] = [process.pid for process in self.processes if "stub" in process.executable]
+        return pid
+
+    @property
     def regions(self) -> list[Path]:
         return list(SHARED_MEMORY.glob(self.shared_memory + "*"))
 
     def left(self) -> list[object]:
         """Processes and shared memory that exist now."""
         return [*self.processes, *self.regions]
+
+
+def without_settings(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment without what `dgemma` reads, or asks about."""
+    prefixes = ("NIM_", "DGEMMA_")
+    return {name: value for name, value in environment.items() if not name.startswith(prefixes)}
 
 
 def wait_for(what: str, condition: Callable[[], object]) -> None:
@@ -77,7 +88,7 @@ class Serve:
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [*command, "--model-repository", str(model_repository)],
-                env={**os.environ, **env},
+                env={**without_settings(os.environ), **env},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -102,6 +113,14 @@ class Serve:
         ready = _READY.search(self.output)
         assert ready is not None
         return ready[1]
+
+    def child(self, name: str) -> int:
+        """The process that it has started with this word in its command."""
+        pid = self.process.pid
+        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            if name.encode() in Path(f"/proc/{child}/cmdline").read_bytes():
+                return int(child)
+        raise AssertionError(f"no {name}")
 
     def exit_code(self) -> int:
         return self.process.wait(PATIENCE_S)
@@ -129,9 +148,11 @@ class Serve:
 
 @contextmanager
 def serving(model_repository: Path, env: dict[str, str], log: Path) -> Iterator[Serve]:
-    """`dgemma serve` on free ports."""
-    free_ports = {"NIM_TRITON_GRPC_PORT": "0", "NIM_TRITON_METRICS_PORT": "0"}
-    serve = Serve(model_repository, {**env, **free_ports, "DGEMMA_HOST": "127.0.0.1"}, log)
+    """`dgemma serve` on free ports; gRPC alone, and without delay, unless `env` says otherwise."""
+    defaults = {"DGEMMA_HTTP": "0", "DGEMMA_DRAIN_DELAY_S": "0"}
+    ports = ("NIM_TRITON_GRPC_PORT", "NIM_TRITON_METRICS_PORT", "NIM_HTTP_API_PORT")
+    free = {**dict.fromkeys(ports, "0"), "DGEMMA_HOST": "127.0.0.1"}
+    serve = Serve(model_repository, {**defaults, **env, **free}, log)
     try:
         yield serve
     finally:

@@ -26,11 +26,12 @@ from dgemma.front.doorway import Doorway
 from dgemma.front.errors import HttpError
 from dgemma.front.fields import Body, read_body
 from dgemma.front.formats import ChatFormat, TextFormat
-from dgemma.front.health import Readiness
+from dgemma.front.health import Judge
 from dgemma.front.metrics import CONTENT_TYPE, label, metrics
 from dgemma.front.service import FrontService, json_response
 from dgemma.front.settings import FrontSettings
 from dgemma.front.sse import CLIENT_GONE, ClientGone
+from dgemma.front.supervised import beating
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ _POLICY = (
 )
 
 
-def create_app(settings: FrontSettings, readiness: Readiness) -> ASGIApp:
+def create_app(settings: FrontSettings, readiness: Judge) -> ASGIApp:
     """The application; Triton need not be there yet."""
     service: FrontService
 
@@ -51,7 +52,8 @@ def create_app(settings: FrontSettings, readiness: Readiness) -> ASGIApp:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         nonlocal service
         service = FrontService(settings, readiness)
-        yield
+        async with beating(settings.supervised):
+            yield
         await service.close()
 
     # FastAPI's own pages of documentation load their scripts from elsewhere.

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import aclosing
+from typing import Protocol
 
 from dgemma.client_errors import ClientError, Overloaded, Unauthenticated
 from dgemma.front.answers import Asks
@@ -20,7 +21,21 @@ logger = logging.getLogger(__name__)
 # With a full queue a probe is refused; until then an answer to others shows that the engine runs.
 _BUSY_S = 10.0
 PROBE_ID = "readiness"
-_ONE_CANVAS = {"max_new_tokens": 1, "max_denoising_steps": 1, "seed": 0}
+ONE_CANVAS = {"max_new_tokens": 1, "max_denoising_steps": 1, "seed": 0}
+
+
+class Judge(Protocol):
+    """Says whether requests should be sent here."""
+
+    def answered(self) -> None:
+        """The service has answered something, to whomever."""
+
+    def close(self, reason: str) -> None:
+        """From now on it is not ready."""
+
+    async def trouble(self, service: Asks) -> str | None:
+        """Why it is not ready; None where it is."""
+        ...
 
 
 class Readiness:
@@ -68,9 +83,7 @@ class Readiness:
         self._probe = None
 
     async def _ask(self, service: Asks) -> None:
-        question = Question(
-            "x", _ONE_CANVAS, "none", self._timeout_s, PROBE_ID, self._authorization
-        )
+        question = Question("x", ONE_CANVAS, "none", self._timeout_s, PROBE_ID, self._authorization)
         try:
             async with aclosing(service.ask(question)) as updates:
                 async for _ in updates:

@@ -22,8 +22,9 @@ import uvicorn
 from dgemma.errors import ConfigurationError
 from dgemma.front.app import create_app
 from dgemma.front.connection import protocol
-from dgemma.front.health import Readiness
+from dgemma.front.health import Judge, Readiness
 from dgemma.front.settings import FrontSettings
+from dgemma.front.supervised import Announced
 from dgemma.log_lines import configure
 
 logger = logging.getLogger(__name__)
@@ -36,12 +37,7 @@ class FrontServer(uvicorn.Server):
     """The front's server; it is not ready any more from the moment that it is told to end."""
 
     def __init__(self, settings: FrontSettings) -> None:
-        key = settings.probe_api_key
-        self.readiness = Readiness(
-            timeout_s=settings.ready_timeout_s,
-            cache_s=settings.ready_cache_s,
-            api_key=key.get_secret_value() if key else None,
-        )
+        self.readiness = _readiness(settings)
         tls = _tls(settings)
         self.socket = _bind(settings.host, settings.port)
         host, port = self.socket.getsockname()[:2]
@@ -82,8 +78,10 @@ def serve(settings: FrontSettings) -> None:
     server = FrontServer(settings)
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn repeats the one that ended it
         signal.signal(number, lambda *_: sys.exit(0))
-    listening = f"listening: {server.url}, Triton at {settings.triton_url}; Ctrl-C stops it"
-    if settings.json_log:
+    listening = f"listening: {server.url}, Triton at {settings.triton_url}"
+    if settings.supervised is None:
+        listening += "; Ctrl-C stops it"
+    if settings.json_log or settings.supervised is not None:
         logger.info(listening)
     else:
         print(listening, flush=True)
@@ -103,6 +101,17 @@ def running(settings: FrontSettings) -> Iterator[FrontServer]:
     finally:
         server.stop()
         thread.join()
+
+
+def _readiness(settings: FrontSettings) -> Judge:
+    if settings.supervised is not None:
+        return Announced(settings.supervised)
+    key = settings.probe_api_key
+    return Readiness(
+        timeout_s=settings.ready_timeout_s,
+        cache_s=settings.ready_cache_s,
+        api_key=key.get_secret_value() if key else None,
+    )
 
 
 def _tls(settings: FrontSettings) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from dgemma.front.answers import Events
 from dgemma.front.errors import HttpError, from_client_error
 from dgemma.front.fields import Body
 from dgemma.front.formats import Format, Identity
-from dgemma.front.health import Readiness
+from dgemma.front.health import Judge
 from dgemma.front.settings import FrontSettings
 from dgemma.front.triton import Question, Triton
 
@@ -33,9 +33,9 @@ _PRINTABLE = re.compile(r"[ -~]+")
 class FrontService:
     """What the endpoints share. To be made on the event loop that it is used on."""
 
-    def __init__(self, settings: FrontSettings, readiness: Readiness) -> None:
+    def __init__(self, settings: FrontSettings, readiness: Judge) -> None:
         self.settings, self.readiness = settings, readiness
-        self.triton = Triton(settings.triton_url, readiness.answered)
+        self.triton = Triton(settings.triton_url, readiness.answered, settings.tls)
 
     async def close(self) -> None:
         await self.triton.close()

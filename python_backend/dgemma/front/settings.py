@@ -5,9 +5,8 @@ Knows each variable, its default and its range; knows nothing of the service beh
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -15,11 +14,11 @@ from pydantic import (
     BeforeValidator,
     Field,
     SecretStr,
-    ValidationError,
 )
 
 from dgemma.errors import ConfigurationError
 from dgemma.settings import DEFAULT_CACHE, CommonSettings, File, Port, lower
+from dgemma.triton_server.tls import Tls
 
 _TLS = ("ssl_key", "ssl_certificate")
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
@@ -107,6 +106,11 @@ class FrontSettings(CommonSettings):
         validation_alias="DGEMMA_PROBE_API_KEY",
         description="the API key of the inference behind /v1/health/ready, where there are tenants",
     )
+    supervised: Path | None = Field(
+        None,
+        validation_alias="DGEMMA_SUPERVISED",
+        description="the directory of the supervisor that has started this process; it sets it",
+    )
     ssl_mode: Annotated[Literal["disabled", "tls", "mtls"], BeforeValidator(lower)] = Field(
         "disabled",
         validation_alias="NIM_SSL_MODE",
@@ -129,34 +133,30 @@ class FrontSettings(CommonSettings):
     )
 
     @classmethod
-    def load(cls, **keywords: Any) -> FrontSettings:
+    def load(cls, **keywords: Any) -> Self:
         """Read the environment; keywords (by field name) that are not None win over it.
 
         Raises ConfigurationError naming the variable, what it was and what is allowed.
         """
-        fields = {variable: name for name in cls.model_fields for variable in _variables(cls, name)}
-        given = {_variables(cls, key)[0]: v for key, v in keywords.items() if v is not None}
-        try:
-            loaded = cls(**given)
-        except ValidationError as error:
-            first = error.errors()[0]
-            field = fields[str(first["loc"][0])]
-            allowed = cls.model_fields[field].description
-            names = _variables(cls, field)
-            variable = next((name for name in names if os.environ.get(name)), names[0])
-            detail = first["msg"].removeprefix("Value error, ")
-            raise ConfigurationError(
-                f"{variable}: got {str(first['input'])!r}: {detail}; expected: {allowed}"
-            ) from None
+        loaded = super().load(**keywords)
         needed = {"disabled": (), "tls": _TLS, "mtls": (*_TLS, "ssl_authorities")}[loaded.ssl_mode]
         for name in needed:
             if getattr(loaded, name) is None:
-                [variable], allowed = _variables(cls, name), cls.model_fields[name].description
+                [variable], allowed = cls.variables(name), cls.model_fields[name].description
                 raise ConfigurationError(
                     f"{variable}: not set, and NIM_SSL_MODE is {loaded.ssl_mode}; set it to "
                     f"{allowed}"
                 )
         return loaded
+
+    @property
+    def tls(self) -> Tls | None:
+        """What the service's gRPC is spoken with, and so what the way to Triton needs."""
+        if self.ssl_mode == "disabled":
+            return None
+        assert self.ssl_certificate is not None and self.ssl_key is not None, "see load"
+        authorities = self.ssl_authorities if self.ssl_mode == "mtls" else None
+        return Tls(self.ssl_certificate, self.ssl_key, authorities)
 
     @property
     def model_names(self) -> list[str]:
@@ -165,11 +165,3 @@ class FrontSettings(CommonSettings):
     @property
     def max_body_bytes(self) -> int:
         return int(self.max_body_mib * 2**20)
-
-
-def _variables(settings: type[FrontSettings], field: str) -> list[str]:
-    """The environment variables of a field, the one that wins first."""
-    alias = settings.model_fields[field].validation_alias
-    if isinstance(alias, AliasChoices):
-        return [str(choice) for choice in alias.choices]
-    return [str(alias)]

@@ -30,6 +30,7 @@ from dgemma.kserve import (
     decode_response,
     encode_request,
 )
+from dgemma.triton_server.tls import Tls
 
 # Triton is on this machine and may be started anew; gRPC would wait longer and longer, up to two
 # minutes, before it looks again.
@@ -58,10 +59,22 @@ class Question:
 class Triton:
     """The way to the service. `on_update` is called for everything that it answers."""
 
-    def __init__(self, url: str, on_update: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        url: str,
+        on_update: Callable[[], None] = lambda: None,
+        tls: Tls | None = None,
+    ) -> None:
+        """With `tls`, which is the server's own, it is spoken to over TLS."""
         self.url, self._on_update = url, on_update
         self._ending: set[asyncio.Future[None]] = set()
-        self._channel = grpc.aio.insecure_channel(url, options=(*CHANNEL_OPTIONS, *_RECONNECT))
+        options = (*CHANNEL_OPTIONS, *_RECONNECT)
+        if tls is None:
+            self._channel = grpc.aio.insecure_channel(url, options=options)
+        else:
+            self._channel = grpc.aio.secure_channel(
+                url, tls.credentials(), options=(*options, *tls.channel_options)
+            )
         self._infer = self._channel.unary_stream(
             STREAM_INFER,
             request_serializer=service_pb2.ModelInferRequest.SerializeToString,

@@ -23,7 +23,7 @@ from dgemma.scheduler.bill import Bill
 from dgemma.scheduler.events import Block, Draft, Finished, Sink
 from dgemma.scheduler.pace import Pace
 from dgemma.scheduler.prefix_cache import KeyChain, PrefixCache
-from dgemma.scheduler.tenancy import Tenant
+from dgemma.scheduler.tenancy import PROBE, Tenant
 from dgemma.tail.tail import Canvas, Denoiser
 
 
@@ -154,7 +154,8 @@ class Sequence:
         if not canvas.is_done(self.request.sampling):
             return False
         self.bill.cap_hits += not canvas.converged
-        self.pace.denoised(canvas.step)
+        if self.tenant is not PROBE:  # its canvases say nothing of those to come
+            self.pace.denoised(canvas.step)
         self._commit(canvas.argmax.tolist(), canvas.step, canvas.mean_entropy)
         self._next_canvas(tail)
         return not self.finished

@@ -32,3 +32,5 @@ class Tenant:
 
 # Whoever asks where no tenants are configured.
 EVERYONE = Tenant("default")
+# Whoever asks whether the engine runs, with the least of requests: no usage is kept of it.
+PROBE = Tenant("probe")

@@ -29,6 +29,15 @@ def session_members(session: int) -> list[Process]:
     return [process for process in _processes() if process.session == session]
 
 
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process; a zombie is not one."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] not in "ZX"
+
+
 def started_with(argument: str) -> list[Process]:
     """The living processes of whose command line `argument` is a part."""
     return [process for process in _processes() if argument in _command(process.pid)]

@@ -25,7 +25,7 @@ from tritonclient.utils import InferenceServerException
 from dgemma.errors import ConfigurationError, EngineFailure
 from dgemma.triton_server import scratch, shared_memory, with_parent
 from dgemma.triton_server.installation import STUB, Installation
-from dgemma.triton_server.processes import kill_session, session_members, started_with
+from dgemma.triton_server.processes import is_alive, kill_session, session_members, started_with
 from dgemma.triton_server.tls import Tls
 
 # After the drain time-out: for models to be unloaded and processes to end.
@@ -66,7 +66,7 @@ class TritonServer:
         self._start_timeout_s, self._drain_timeout_s = start_timeout_s, drain_timeout_s
         self._process: subprocess.Popen[bytes] | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
-        self._stubs = 0
+        self._stubs: list[int] = []
         # A prefix of our own: what is left of this server can be told from what others use.
         self._shared_memory = f"{shared_memory.PREFIX}{secrets.token_hex(6)}_"
 
@@ -85,11 +85,16 @@ class TritonServer:
     @property
     def grpc_url(self) -> str:
         """host:port, as tritonclient wants it."""
-        return f"{_reachable(self._host)}:{self._ports['gRPC']}"
+        return f"{reachable(self._host)}:{self._ports['gRPC']}"
 
     @property
     def metrics_url(self) -> str:
-        return f"http://{_reachable(self._host)}:{self._ports['metrics']}/metrics"
+        return f"http://{reachable(self._host)}:{self._ports['metrics']}/metrics"
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """Those of gRPC and of the metrics; 0 is not chosen yet."""
+        return tuple(self._ports.values())
 
     @property
     def pid(self) -> int:
@@ -107,6 +112,26 @@ class TritonServer:
 
         Raises ConfigurationError with the model's own words where one cannot be loaded.
         """
+        self.launch()
+        try:
+            deadline = time.monotonic() + self._start_timeout_s
+            while not self.ready():
+                if time.monotonic() > deadline:
+                    raise ConfigurationError(
+                        f"tritonserver was not ready within {self._start_timeout_s:g} s"
+                        f"{self._last_words()}"
+                    )
+                time.sleep(0.02)
+        except BaseException:
+            self.stop()
+            raise
+
+    def reserve_ports(self) -> None:
+        """Choose free ones where any will do, for good; ConfigurationError where one is taken."""
+        self._ports = free_ports(self._host, self._ports)
+
+    def launch(self) -> None:
+        """Begin to start; `ready` says how far it is. Raises ConfigurationError."""
         if self._process is not None:
             raise RuntimeError("the server is running")
         if not self._model_repository.is_dir():
@@ -115,41 +140,67 @@ class TritonServer:
             self._tls.check()
         shared_memory.remove_stale()
         scratch.remove_stale()
-        self._ports = _free_ports(self._host, self._ports)
+        self.reserve_ports()
         try:
             self._scratch = scratch.make()
             self._process = self._spawn(Path(self._scratch.name))
-            self._wait_until_ready()
-            self._stubs = len(self.stub_pids())
         except BaseException:
             if self._process is None:
                 self._end_unknown()
-            self.stop()
+            self.kill()
             raise
+
+    def ready(self) -> bool:
+        """Whether every model is ready, after `launch`.
+
+        Raises ConfigurationError with the model's own words where one cannot be loaded.
+        """
+        # The ports open only when all models are loaded or have failed.
+        if self._listens() and self._models_ready():
+            self._stubs = self.stub_pids()
+            return True
+        if self._process is None or (code := self._process.poll()) is None:
+            return False
+        raise ConfigurationError(
+            f"tritonserver ended with code {code} before it was ready{self._last_words()}"
+        )
 
     def check(self) -> None:
         """Raise EngineFailure where the server, or a process of its models, is dead."""
         if self._process is None or self._process.poll() is not None:
             raise EngineFailure(f"tritonserver has ended{self._last_words()}")
-        if len(self.stub_pids()) < self._stubs:
+        if not all(map(is_alive, self._stubs)):
             raise EngineFailure(
                 f"a model's process has died; restart the server{self._last_words()}"
             )
 
     def stop(self) -> None:
         """Let running requests finish, then end every process and remove what they left."""
+        try:
+            if self._process is not None:
+                self._process.terminate()
+                self._process.wait(self._drain_timeout_s + EXIT_GRACE_S)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            self.kill()  # an interrupt may have cut the wait short
+
+    def terminate(self) -> None:
+        """Have running requests finished and the server end; `ended` says when. Then `kill`."""
+        if self._process is not None:
+            self._process.terminate()
+
+    def ended(self) -> bool:
+        """Whether tritonserver itself has ended; what it leaves behind may be there yet."""
+        return self._process is None or self._process.poll() is not None
+
+    def kill(self) -> None:
+        """End every process at once, and remove what they left: Triton can leave its stubs."""
         process, self._process = self._process, None
         if process is not None:
-            try:
-                process.terminate()
-                process.wait(self._drain_timeout_s + EXIT_GRACE_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-            finally:
-                # Triton can leave its stubs behind, and an interrupt may have cut the wait short.
-                kill_session(process.pid)
-                process.wait()
-                shared_memory.remove(self._shared_memory)
+            kill_session(process.pid)
+            process.wait()
+            shared_memory.remove(self._shared_memory)
         if self._scratch is not None:
             self._scratch.cleanup()
             self._scratch = None
@@ -199,22 +250,6 @@ class TritonServer:
             if not isinstance(output, int):
                 output.close()
 
-    def _wait_until_ready(self) -> None:
-        """The ports open only when all models are loaded or have failed."""
-        deadline = time.monotonic() + self._start_timeout_s
-        while not (self._listens() and self._ready()):
-            assert self._process is not None
-            if (code := self._process.poll()) is not None:
-                raise ConfigurationError(
-                    f"tritonserver ended with code {code} before it was ready{self._last_words()}"
-                )
-            if time.monotonic() > deadline:
-                raise ConfigurationError(
-                    f"tritonserver was not ready within {self._start_timeout_s:g} s"
-                    f"{self._last_words()}"
-                )
-            time.sleep(0.02)
-
     def _listens(self) -> bool:
         try:
             with socket.create_connection(self._address, timeout=1.0):
@@ -224,24 +259,19 @@ class TritonServer:
 
     @property
     def _address(self) -> tuple[str, int]:
-        return _reachable(self._host), self._ports["gRPC"]
+        return reachable(self._host), self._ports["gRPC"]
 
     def _client(self) -> InferenceServerClient:
         if self._tls is None:
             return InferenceServerClient(self.grpc_url)
-        name = self._tls.name(*self._address)
         return InferenceServerClient(
             self.grpc_url,
             creds=self._tls.credentials(),
-            channel_args=[("grpc.ssl_target_name_override", name)],
+            channel_args=list(self._tls.channel_options),
         )
 
-    def _ready(self) -> bool:
-        try:
-            connected = self._client()
-        except OSError:
-            return False
-        with connected as client:
+    def _models_ready(self) -> bool:
+        with self._client() as client:
             try:
                 if client.is_server_ready(client_timeout=5.0):
                     return True
@@ -260,11 +290,11 @@ class TritonServer:
         return "\n".join([f"; the end of {self._log}:", *lines])
 
 
-def _reachable(host: str) -> str:
+def reachable(host: str) -> str:
     return "127.0.0.1" if host == "0.0.0.0" else host
 
 
-def _free_ports(host: str, ports: Mapping[str, int]) -> dict[str, int]:
+def free_ports(host: str, ports: Mapping[str, int]) -> dict[str, int]:
     """The same ports, with a free one for 0; ConfigurationError where one is taken."""
     chosen = {}
     with contextlib.ExitStack() as probes:

@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-import socket
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from dgemma.errors import ConfigurationError
@@ -19,12 +20,29 @@ def pair(tmp_path: Path) -> Tls:
     return made
 
 
+def mutual(pair: Tls, authorities: bytes) -> Tls:
+    path = pair.certificate.with_name("authorities.pem")
+    path.write_bytes(authorities)
+    return Tls(pair.certificate, pair.key, path)
+
+
 def test_a_certificate_and_its_key_are_taken_and_named_to_triton(pair: Tls) -> None:
     pair.check()
     assert pair.options == (
         "--grpc-use-ssl=true",
         f"--grpc-server-cert={pair.certificate}",
         f"--grpc-server-key={pair.key}",
+    )
+
+
+def test_authorities_of_clients_are_named_to_triton(pair: Tls) -> None:
+    both = mutual(pair, tls.CERTIFICATE)
+    both.check()
+    assert both.options == (
+        "--grpc-use-ssl-mutual=true",
+        f"--grpc-server-cert={pair.certificate}",
+        f"--grpc-server-key={pair.key}",
+        f"--grpc-root-cert={both.authorities}",
     )
 
 
@@ -35,23 +53,37 @@ def test_a_certificate_of_another_key_is_refused(pair: Tls, content: bytes) -> N
         pair.check()
 
 
-def test_a_file_that_is_not_there_is_named(pair: Tls) -> None:
-    pair.key.unlink()
-    with pytest.raises(ConfigurationError, match=r"server\.key: the TLS private key cannot be"):
-        pair.check()
+@pytest.mark.parametrize("content", [b"no PEM at all", b""])
+def test_authorities_that_are_none_are_refused(pair: Tls, content: bytes) -> None:
+    with pytest.raises(ConfigurationError, match=r"authorities\.pem: no certificates in PEM form"):
+        mutual(pair, content).check()
 
 
-def test_the_name_comes_from_the_certificate_that_is_shown(pair: Tls) -> None:
+def test_a_certificate_that_the_authorities_do_not_vouch_for_is_refused(pair: Tls) -> None:
+    with pytest.raises(ConfigurationError, match=r"server\.pem: .*name an authority that vouches"):
+        mutual(pair, tls.UNRELATED).check()
+
+
+@pytest.mark.parametrize(
+    ("field", "what"), [("key", "private key"), ("authorities", "authorities' file")]
+)
+def test_a_file_that_is_not_there_is_named(pair: Tls, field: str, what: str) -> None:
+    both = mutual(pair, tls.CERTIFICATE)
+    getattr(both, field).unlink()
+    with pytest.raises(ConfigurationError, match=f"the TLS {what} cannot be read: No such file"):
+        both.check()
+
+
+def test_the_name_is_one_of_the_certificate_s(pair: Tls) -> None:
+    assert pair.name == "localhost"
+    assert mutual(pair, tls.CERTIFICATE).name == "localhost"
+
+
+def test_a_channel_reaches_the_server_at_an_address_that_the_certificate_does_not_name(
+    pair: Tls,
+) -> None:
     with FakeTriton(lambda *_: iter(()), tls=(tls.KEY, tls.CERTIFICATE)) as fake:
-        port = int(fake.url.rpartition(":")[2])
-        assert pair.name("127.0.0.1", port) == "localhost"
-        pair.certificate.write_bytes(tls.UNRELATED)
-        with pytest.raises(ConfigurationError, match=r"server\.pem: "):
-            pair.name("127.0.0.1", port)
-
-
-def test_nobody_who_listens_is_an_operating_systems_error(pair: Tls) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        with pytest.raises(OSError, match="refused"):
-            pair.name("127.0.0.1", taken.getsockname()[1])
+        address = f"127.0.0.1:{fake.url.rpartition(':')[2]}"
+        options: Any = pair.channel_options
+        with grpc.secure_channel(address, pair.credentials(), options) as channel:
+            grpc.channel_ready_future(channel).result(timeout=20)
