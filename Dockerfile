@@ -41,13 +41,13 @@ RUN --mount=type=bind,from=builder,source=/wheels,target=/wheels \
     && /opt/dgemma/bin/python -m pip install ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} \
         -r /wheels/requirements-runtime.lock \
     && /opt/dgemma/bin/python -m pip install --no-deps -r /wheels/requirements-triton.lock /wheels/*.whl \
-    && env -u PYTHONPATH /opt/dgemma/bin/python -c "import torch, onnxruntime, dgemma_build" \
+    && env -u PYTHONPATH ORT_DISABLE_TELEMETRY=1 /opt/dgemma/bin/python -c "import torch, onnxruntime, dgemma_build" \
     && install -d -o 1000 -g 0 -m 0775 /opt/nim/.cache
 COPY LICENSE /opt/nim/
 COPY model_repository /opt/nim/model_repository
 # The name is for libraries that ask for the user's, whatever uid that is.
 ENV PATH=/opt/dgemma/bin:${PATH} HOME=/tmp LOGNAME=dgemma XDG_CACHE_HOME=/opt/nim/.cache \
-    PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+    PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
 WORKDIR /opt/nim
 USER 1000:1000
 EXPOSE 8000 8001 8002
@@ -72,12 +72,12 @@ RUN --mount=type=bind,from=builder,source=/wheels,target=/wheels \
     && /opt/dgemma/bin/python -m pip install ${TENSORRT_INDEX:+--extra-index-url "${TENSORRT_INDEX}"} \
         -r /wheels/requirements-runtime.lock -r /wheels/requirements-gpu.lock \
     && /opt/dgemma/bin/python -m pip install --no-deps /wheels/*.whl \
-    && env -u PYTHONPATH /opt/dgemma/bin/python -c "import torch, tensorrt, tensorrt_rtx, dgemma_build" \
+    && env -u PYTHONPATH ORT_DISABLE_TELEMETRY=1 /opt/dgemma/bin/python -c "import torch, tensorrt, tensorrt_rtx, dgemma_build" \
     && install -d -o 1000 -g 0 -m 0775 /opt/nim/.cache
 COPY LICENSE /opt/nim/
 COPY model_repository /opt/nim/model_repository
 ENV PATH=/opt/dgemma/bin:${PATH} HOME=/tmp LOGNAME=dgemma XDG_CACHE_HOME=/opt/nim/.cache \
-    PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+    PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
 WORKDIR /opt/nim
 USER 1000:1000
 EXPOSE 8000 8001 8002

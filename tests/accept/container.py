@@ -61,7 +61,7 @@ class Mount:
 class Container:
     """Runs an image's entry point inside the `with` block, as process 1; all of it is gone after.
 
-    `config` is Docker's of the image: its User (uid:gid), Env, Entrypoint, Cmd and WorkingDir count.
+    `config` is Docker's: User (uid:gid), Env, Entrypoint, Cmd and WorkingDir of it count.
     It shares this machine's network.
     """
 

@@ -58,7 +58,8 @@ def contents(root: Path, config: dict[str, Any], inspected: str) -> Iterator[Lin
     }
     tools = sorted(names & {"pip", "hatchling", "editables", "pytest", "mypy", "transformers"})
     places = ("wheels", "src", "tools", "root/.cache", "tmp", "var/lib/apt/lists", "var/cache/apt")
-    files = [str(path) for place in places for path in (root / place).rglob("*") if path.is_file()]
+    found = (path for place in places for path in (root / place).rglob("*") if path.is_file())
+    files = [str(path.relative_to(root)) for path in found]
     yield Line("build leftovers", str([*tools, *files] or "none"), "none", not (tools or files))
     pip = pip_configuration()
     words = {
@@ -200,6 +201,8 @@ def check(store: Store, engine: Path, checkpoint: Path) -> Iterator[Line]:
     log = store.directory / "service.log"
     with Container(root, config, env=env, mounts=mounts, log=log) as container:
         yield from serves(container, ports, config)
+    kept = [str(path.relative_to(cache)) for path in cache.rglob("*") if path.is_file()]
+    yield Line("written to the cache", str(kept or "nothing"), "nothing", not kept)
 
 
 def main(
