@@ -14,14 +14,18 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
 TIMEOUT_S = 4.0
 PATH = "/v1/health/ready"
+_OFF = ("0", "false", "off", "no", "n", "f")
 
 
 def trouble() -> str | None:
     """Why the service is not ready; None where it is."""
-    address = _host(), int(_set("NIM_HTTP_API_PORT") or _set("NIM_SERVER_PORT") or 8000)
     mode = _set("NIM_SSL_MODE").lower()
+    http = _set("DGEMMA_HTTP").lower() not in _OFF
+    ports = ("NIM_HTTP_API_PORT", "NIM_SERVER_PORT") if http else ("NIM_TRITON_GRPC_PORT",)
+    address = _host(), int(next(filter(None, map(_set, ports)), 8000 if http else 8001))
     try:
-        if mode == "mtls":  # nobody else has a client's certificate: whether it listens must do
+        if mode == "mtls" or not http:
+            # Without a client's certificate, or HTTP: whether anything listens has to do.
             socket.create_connection(address, TIMEOUT_S).close()
             return None
         return _answer(address, tls=mode == "tls")

@@ -96,6 +96,14 @@ def test_with_client_certificates_it_sees_only_whether_somebody_listens(
     assert health_check.trouble() is not None
 
 
+def test_without_http_it_sees_whether_grpc_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DGEMMA_HTTP", "0")
+    with answering(503) as port:
+        monkeypatch.setenv("NIM_TRITON_GRPC_PORT", str(port))
+        assert health_check.trouble() is None
+    assert health_check.trouble() is not None
+
+
 def test_every_address_is_asked_on_the_loopback_and_another_where_it_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
