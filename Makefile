@@ -18,7 +18,7 @@ export PATH := $(BIN):$(PATH)
 # Nothing here may reach for a model on the network.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: demo serve test bench accept-1 accept-2 accept-3 train-demo evaluate-demo evaluate-precisions clean help
+.PHONY: demo serve test bench accept-1 accept-2 accept-3 image-check train-demo evaluate-demo evaluate-precisions clean help
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -65,6 +65,11 @@ accept-3: $(VENV)/.test
 	$(BIN)/python -m tests.accept.many_users --engine $(ENGINE) --checkpoint $(CHECKPOINT)
 	exec $(BIN)/python -m tests.accept.simulated
 
+## make image-check    build the image for CPUs without a registry and serve from it; as root, with buildah
+image-check: $(VENV)/.test
+	@$(BUILD_ENGINE)
+	exec $(BIN)/python -m tests.accept.image --engine $(ENGINE) --checkpoint $(CHECKPOINT)
+
 ## make evaluate-demo  what the demo checkpoint can do, on 500 tasks a line
 evaluate-demo: $(VENV)/.runtime
 	@$(BUILD_ENGINE)
@@ -95,9 +100,9 @@ $(VENV)/bin/python:
 	echo "error: Python 3.11 or 3.12 is needed and $$(python3 --version 2>&1 || echo none) was found; install one, or name it: make PYTHON=/path/to/python3.12" >&2
 	exit 1
 
-$(VENV)/.runtime: requirements-runtime.lock requirements-triton.lock python_backend/pyproject.toml build/pyproject.toml | $(VENV)/bin/python
+$(VENV)/.runtime: requirements-runtime.lock requirements-build.lock requirements-triton.lock python_backend/pyproject.toml build/pyproject.toml | $(VENV)/bin/python
 	@echo "setting up $(VENV): some 300 MB of wheels, a minute or two …" >&2
-	$(PIP) -r requirements-runtime.lock
+	$(PIP) -r requirements-runtime.lock -r requirements-build.lock
 	$(PIP) --no-deps -r requirements-triton.lock
 	$(PIP) --no-deps --no-build-isolation -e python_backend -e build
 	touch $@
