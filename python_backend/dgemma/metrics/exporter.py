@@ -22,6 +22,9 @@ class Exporter(Protocol):
 
     def set(self, name: str, value: float, *labels: str) -> None: ...
     def observe(self, name: str, value: float, *labels: str) -> None: ...
+    def close(self) -> None:
+        """Export nothing any more."""
+        ...
 
 
 class TritonExporter:
@@ -52,6 +55,11 @@ class TritonExporter:
 
     def observe(self, name: str, value: float, *labels: str) -> None:
         self._metric(name, *labels).observe(float(value))
+
+    def close(self) -> None:
+        # Triton wants a family to go after what is in it.
+        self._metrics.clear()
+        self._families.clear()
 
     def _metric(self, *key: str) -> Any:
         if key not in self._metrics:

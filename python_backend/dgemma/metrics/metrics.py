@@ -51,9 +51,10 @@ class Metrics:
         self._told.put(partial(self._requests.refused, error))
 
     def close(self) -> None:
-        """Take note of all that has happened and end the thread."""
+        """Take note of all that has happened, end the thread and what is exported."""
         self._closing.set()
         self._thread.join()
+        self._to.close()
 
     def _tell(self, request: Request, event: Block | Finished) -> None:
         if isinstance(event, Block):

@@ -27,6 +27,9 @@ class Book:
     def observe(self, name: str, value: float, *labels: str) -> None:
         self.observed[self._key("histogram", name, labels)].append(value)
 
+    def close(self) -> None:
+        pass
+
     def labels(self, name: str) -> set[tuple[str, ...]]:
         """Those that a family has values for."""
         keys = [*self.counts, *self.gauges, *self.observed]
