@@ -20,7 +20,8 @@ from dgemma.errors import DgemmaError, EngineFailure, Unavailable
 from dgemma.profiles.locks import InUse
 from dgemma.profiles.selection import Selection
 from dgemma.request import RawRequest, Request
-from dgemma.scheduler.events import Event, Finished, Sink, Usage
+from dgemma.scheduler.events import Block, Draft, Event, Finished, Sink, Usage
+from dgemma.scheduler.stats import SchedulerStats
 from dgemma.scheduler.tenancy import PROBE
 from dgemma.settings import Settings
 from dgemma.tenants.caller import Caller, Door, OpenDoor
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Meanwhile = Callable[[Callable[[], object]], object]
+Tell = Callable[[Request, Block | Finished], None]
 # Token ids and states [L] of a draft to its text and one state per character.
 Annotate = Callable[[Sequence[int], Sequence[int]], tuple[str, list[int]]]
 
@@ -50,6 +52,8 @@ class PassScheduler(Protocol):
 
     @property
     def busy(self) -> bool: ...
+    @property
+    def stats(self) -> SchedulerStats: ...
     def submit(self, request: Request, sink: Sink) -> None: ...
     def cancel(self, request_id: str) -> None: ...
     def step(self) -> bool: ...
@@ -94,6 +98,7 @@ class Service:
         self._ended = 0  # requests; this and the next are the device thread's own
         self._stopping = False
         self._after_pass: Callable[[], None] = lambda: None
+        self._tell: Tell = lambda request, event: None
         self._meanwhile = meanwhile
         self._thread = threading.Thread(target=self._run, name="device", daemon=True)
         self._thread.start()
@@ -163,6 +168,18 @@ class Service:
         Where another pass follows at once, that is when the device has begun it.
         """
         self._after_pass = call
+
+    def tell(self, call: Tell) -> None:
+        """Have `call` told of every block and end, on the device thread: it may not block or raise.
+
+        To be asked for before the first request.
+        """
+        self._tell = call
+
+    @property
+    def stats(self) -> SchedulerStats:
+        """A look at the scheduler, from any thread."""
+        return self._scheduler.stats
 
     def drain(self, timeout_s: float) -> bool:
         """Take no more requests and wait for the open ones; False if some are left."""
@@ -263,6 +280,8 @@ class Service:
         if self.simulation is not None and isinstance(event, Finished):
             event = replace(event, usage=replace(event.usage, simulated=self.simulation.name))
         sink(event)
+        if not isinstance(event, Draft) and request.tenant is not PROBE:
+            self._tell(request, event)
         if isinstance(event, Finished):
             self._ended += 1
             if self._ledger is not None and request.tenant is not PROBE:

@@ -41,6 +41,14 @@ def _file(path: Path) -> Path:
 
 Directory = Annotated[Path, AfterValidator(_existing)]
 File = Annotated[Path, AfterValidator(_file)]
+
+
+def _names(text: str) -> str:
+    if not all(name.strip() for name in text.split(",")):
+        raise ValueError("an empty name")
+    return text
+
+
 DEFAULT_CACHE = "/opt/nim/.cache"
 _TLS = ("ssl_certs", "ssl_key")
 Port = Annotated[int, Field(ge=0, le=65535)]  # 0 = any free port
@@ -76,6 +84,16 @@ class CommonSettings(BaseSettings):
         validation_alias="NIM_JSONL_LOGGING",
         description="1: every line of the log is JSON, Triton's too; 0: plain text",
     )
+    served_model_name: Annotated[str, AfterValidator(_names)] = Field(
+        "diffusion_gemma",
+        validation_alias="NIM_SERVED_MODEL_NAME",
+        description="the names, separated by commas, that requests may call the model by; answers "
+        "and NIM's metrics bear the first",
+    )
+
+    @property
+    def model_names(self) -> list[str]:
+        return [name.strip() for name in self.served_model_name.split(",")]
 
     @classmethod
     def load(cls, **keywords: Any) -> Self:

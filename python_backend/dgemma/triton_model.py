@@ -20,13 +20,14 @@ from numpy.typing import DTypeLike
 
 from dgemma.errors import DgemmaError, EngineFailure, InvalidRequest
 from dgemma.log_lines import configure
-from dgemma.profiles.selection import Selection
+from dgemma.metrics.exporter import TritonExporter
+from dgemma.metrics.families import FAMILIES
+from dgemma.metrics.metrics import Metrics
 from dgemma.reply import Reply, Response
 from dgemma.request import RawRequest
 from dgemma.responder import Conversation, Responder
 from dgemma.service import Service
 from dgemma.settings import Settings
-from dgemma.simulated.metrics import DeviceMetrics
 from dgemma.triton_server.python import check_numpy
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,9 @@ def start(pb_utils: Any) -> TritonModel:
         check_numpy(np.__version__)
         settings = Settings.load()
         configure("backend", settings.log_level, settings.json_log)
-        model = TritonModel(pb_utils, Service.from_settings(settings), settings.drain_timeout_s)
+        service = Service.from_settings(settings)
+        metrics = Metrics(TritonExporter(pb_utils, FAMILIES), service, settings.model_names[0])
+        model = TritonModel(pb_utils, service, settings.drain_timeout_s, metrics)
     except DgemmaError as error:
         raise pb_utils.TritonModelException(str(error)) from error
     # All that is loaded stays: looking through it for garbage would stop passes for milliseconds.
@@ -67,14 +70,14 @@ def start(pb_utils: Any) -> TritonModel:
 class TritonModel:
     """What `1/model.py` hands its calls to. `execute` may be called from any thread."""
 
-    def __init__(self, pb_utils: Any, service: Service, drain_timeout_s: float) -> None:
+    def __init__(
+        self, pb_utils: Any, service: Service, drain_timeout_s: float, metrics: Metrics
+    ) -> None:
         self._pb_utils, self._service = pb_utils, service
-        self._drain_timeout_s = drain_timeout_s
+        self._drain_timeout_s, self._metrics = drain_timeout_s, metrics
         self._responder = Responder(service.cancel)
         service.after_passes(self._responder.poll)
         self._numbers = itertools.count(1)
-        self._metrics = _profile_metric(pb_utils, service.selection) if service.selection else None
-        self._device = service.simulation and DeviceMetrics(pb_utils, service.simulation)
 
     def execute(self, requests: Sequence[Any]) -> None:
         """Check and queue the requests; their responses come from another thread."""
@@ -83,10 +86,10 @@ class TritonModel:
             try:
                 self._begin(request, channel)
             except DgemmaError as error:
-                channel.fail(error)
+                self._refuse(channel, error)
             except Exception as error:
                 logger.exception("a request could not be read")
-                channel.fail(EngineFailure(f"the request could not be read: {error!r}"))
+                self._refuse(channel, EngineFailure(f"the request could not be read: {error!r}"))
 
     def _begin(self, request: Any, channel: TritonChannel) -> None:
         # Clients may send any id, or the same one twice.
@@ -98,32 +101,17 @@ class TritonModel:
         self._service.submit(parsed, partial(self._responder.post, conversation))
         self._responder.watch(conversation)
 
+    def _refuse(self, channel: TritonChannel, error: DgemmaError) -> None:
+        channel.fail(error)
+        self._metrics.refused(error)
+
     def finalize(self) -> None:
         """Let the running requests finish, then end every thread."""
         if not self._service.drain(self._drain_timeout_s):
             logger.warning("cancelling what did not finish in %s s", self._drain_timeout_s)
         self._service.close()
         self._responder.close()
-        if self._device:
-            self._device.close()
-
-
-def _profile_metric(pb_utils: Any, selection: Selection) -> tuple[Any, Any]:
-    """A metric whose labels say what is served, so that a fleet that fell back can be seen."""
-    family = pb_utils.MetricFamily(
-        name="dgemma_profile_info",
-        description="The profile that is served; fell_back: a better one could not be",
-        kind=pb_utils.MetricFamily.GAUGE,
-    )
-    labels = {
-        "profile": selection.name,
-        "id": selection.id,
-        "revision": selection.revision,
-        "fell_back": str(bool(selection.fell_back_from)).lower(),
-    }
-    metric = family.Metric(labels=labels)
-    metric.set(1)
-    return family, metric  # they last as long as these objects
+        self._metrics.close()
 
 
 class TritonChannel:

@@ -18,16 +18,16 @@ from typing import Any
 from urllib.request import urlopen
 
 from dgemma.client import Client, gather
+from dgemma.metrics.metrics import DEVICE, EVERY_S
 from dgemma.settings import Settings
 from dgemma.simulated.device import DeviceTime
-from dgemma.simulated.metrics import EVERY_S, NAME
 from dgemma.triton_server.server import TritonServer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CHECKPOINT = REPOSITORY / "build" / "demo"
 CONTEXT = 32768
 ANSWER = {"max_new_tokens": 1024, "ignore_eos": True}
-_SECONDS = re.compile(rf'{NAME}{{[^}}]*state="(\w+)"[^}}]*}} (\S+)')
+_SECONDS = re.compile(rf'{DEVICE}{{[^}}]*state="(\w+)"[^}}]*}} (\S+)')
 
 
 @dataclass(frozen=True)

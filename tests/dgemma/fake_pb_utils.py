@@ -30,26 +30,42 @@ class TritonError(Exception):
 
 @dataclass
 class Metric:
+    """As Triton's, it takes what its kind takes and refuses the rest."""
+
+    kind: int
     labels: dict[str, str]
+    buckets: list[float] | None
     value: float = 0.0
+    observed: list[float] = field(default_factory=list)
 
     def set(self, value: float) -> None:
+        assert self.kind == MetricFamily.GAUGE
         self.value = value
+
+    def increment(self, value: float) -> None:
+        assert self.kind == MetricFamily.COUNTER and value >= 0
+        self.value += value
+
+    def observe(self, value: float) -> None:
+        assert self.kind == MetricFamily.HISTOGRAM
+        self.observed.append(value)
 
 
 class MetricFamily:
     """Remembers every metric of every family."""
 
-    COUNTER, GAUGE = range(2)
+    COUNTER, GAUGE, HISTOGRAM = range(3)
     made: ClassVar[list[tuple[str, Metric]]] = []
 
     def __init__(self, name: str, description: str, kind: int) -> None:
-        assert kind in (self.COUNTER, self.GAUGE) and description
-        self._name = name
+        assert kind in (self.COUNTER, self.GAUGE, self.HISTOGRAM) and description
+        self._name, self._kind = name, kind
 
-    def Metric(self, labels: dict[str, str]) -> Metric:
+    def Metric(self, labels: dict[str, str], buckets: list[float] | None = None) -> Metric:
         assert all(isinstance(text, str) for pair in labels.items() for text in pair)
-        metric = Metric(labels)
+        assert (buckets is not None) == (self._kind == self.HISTOGRAM)
+        assert buckets is None or buckets == sorted(set(buckets))
+        metric = Metric(self._kind, labels, buckets)
         MetricFamily.made.append((self._name, metric))
         return metric
 

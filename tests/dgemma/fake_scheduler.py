@@ -7,6 +7,7 @@ import threading
 from dgemma.errors import DgemmaError, EngineFailure
 from dgemma.request import Request
 from dgemma.scheduler.events import Sink
+from dgemma.scheduler.stats import SchedulerStats
 from tests.dgemma.hand_made import block, finished
 
 
@@ -32,6 +33,10 @@ class FakeScheduler:
         self._note()
         self.asked += 1
         return bool(self.running)
+
+    @property
+    def stats(self) -> SchedulerStats:
+        return SchedulerStats(1, len(self.running), passes_by_rows={1: self.steps})
 
     def submit(self, request: Request, sink: Sink) -> None:
         self._note()

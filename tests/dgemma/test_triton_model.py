@@ -13,9 +13,12 @@ import pytest
 from dgemma import triton_model
 from dgemma.answer import Delta
 from dgemma.errors import EngineFailure, InvalidRequest, Unauthenticated
-from dgemma.profiles.selection import Refusal, Selection
+from dgemma.metrics.exporter import TritonExporter
+from dgemma.metrics.families import FAMILIES
+from dgemma.metrics.metrics import Metrics
 from dgemma.request import RawRequest, Request, StreamMode
 from dgemma.scheduler.events import Block, Finished, Sink
+from dgemma.scheduler.stats import SchedulerStats
 from dgemma.scheduler.tenancy import Tenant
 from dgemma.service import Service
 from dgemma.tenants.caller import Caller
@@ -59,6 +62,10 @@ class EchoScheduler:
     def busy(self) -> bool:
         return bool(self.running)
 
+    @property
+    def stats(self) -> SchedulerStats:
+        return SchedulerStats(slots=1, running=len(self.running))
+
     def submit(self, request: Request, sink: Sink) -> None:
         self.ids.append(request.id)
         self.running[request.id] = (request, sink)
@@ -80,12 +87,16 @@ class EchoScheduler:
         return True
 
 
+def metrics_of(service: Service) -> Metrics:
+    return Metrics(TritonExporter(pb, FAMILIES), service, "demo")
+
+
 @contextmanager
 def model(
     scheduler: EchoScheduler, drain_timeout_s: float = PATIENCE_S, door: Door | None = None
 ) -> Iterator[TritonModel]:
     service = Service(EchoParser(), scheduler, annotate, door=door)  # type: ignore[arg-type]
-    serving = TritonModel(pb, service, drain_timeout_s)
+    serving = TritonModel(pb, service, drain_timeout_s, metrics_of(service))
     try:
         yield serving
     finally:
@@ -267,15 +278,21 @@ def test_finalize_ends_the_threads() -> None:
         assert set(threading.enumerate()) == before
 
 
-def test_what_is_served_is_a_metric() -> None:
-    selection = Selection("abc", "cpu-int4", "/e", None, "rev", "why", (Refusal("cpu-fp32", "no"),))
-    service = Service(EchoParser(), EchoScheduler(), annotate, selection=selection)
+def test_every_request_is_counted_whatever_became_of_it() -> None:
     pb.MetricFamily.made.clear()
-    serving = TritonModel(pb, service, PATIENCE_S)
-    [(name, metric)] = pb.MetricFamily.made
-    assert (name, metric.value) == ("dgemma_profile_info", 1)
-    assert metric.labels["profile"] == "cpu-int4" and metric.labels["fell_back"] == "true"
-    serving.finalize()
+    requests = [ask("hi"), ask("bad"), ask("odd"), InferenceRequest({}, metadata={})]
+    with model(EchoScheduler(), door=Door()) as serving:
+        for request in requests[:3]:
+            request.metadata.update(KEY)
+        serving.execute(requests)
+        for request in requests:
+            assert request.sender.done.wait(PATIENCE_S)
+    counted = {
+        metric.labels["outcome"]: metric.value
+        for name, metric in pb.MetricFamily.made
+        if name == "dgemma_requests_total" and metric.value
+    }
+    assert counted == {"stop": 1, "invalid": 1, "failed": 1, "unauthenticated": 1}
 
 
 # Start-up

@@ -12,6 +12,7 @@ from dgemma.client import Client, Generation, RequestRejected
 from dgemma.settings import Settings
 from dgemma.triton_server.server import TritonServer
 from tests.accept.simulated_service import device_time
+from tests.triton.scraped import scrape
 from tests.triton.servers import running
 
 PLATFORM = "dgx-station-nvfp4-floor"  # the quickest: passes of a few milliseconds
@@ -61,6 +62,12 @@ def test_the_device_s_time_is_a_metric(server: TritonServer) -> None:
     assert 0.002 * answer.usage["passes"] < spent.busy < answer.usage["total_ms"] / 1e3
     assert spent.busy > 0.2 * answer.usage["total_ms"] / 1e3
     assert 0 <= spent.starved <= spent.idle
+
+
+def test_the_metrics_say_simulated(server: TritonServer) -> None:
+    [info] = scrape(server).labels("dgemma_engine_info")
+    assert info["simulated"] == PLATFORM and info["profile"] == f"simulated-{PLATFORM}"
+    assert info["verification"] == "never verified"
 
 
 def test_a_context_that_the_model_has_and_the_server_has_not_is_refused(

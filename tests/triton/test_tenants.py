@@ -14,11 +14,16 @@ from tritonclient.utils import InferenceServerException
 from dgemma.client import Client, Unauthenticated
 from dgemma.front.server import running as running_front
 from dgemma.front.settings import FrontSettings
+from dgemma.metrics.requests import MOST_TENANTS
+from dgemma.metrics.requests import OTHER as OTHERS
 from dgemma.tenants.days import Days
-from tests.dgemma.tenants.tenant_files import ACME, OTHER, THIRD, file_of, tenant
+from dgemma.triton_server.server import TritonServer
+from tests.dgemma.tenants.tenant_files import ACME, OTHER, THIRD, file_of, key_of, tenant
 from tests.triton.raw import Stream, inputs
+from tests.triton.scraped import scrape_until
 from tests.triton.servers import PATIENCE_S, running
 
+CROWD = [f"t-{number}" for number in range(MOST_TENANTS)]
 ANSWER = {"seed": 1, "max_new_tokens": 8, "max_denoising_steps": 2}
 
 
@@ -45,20 +50,35 @@ def test_a_key_opens_the_door_and_its_tenant_is_charged(
         says_plain_tritonclient(url)
         says_the_http_front(url)
         # The file changes; nothing is restarted.
-        file.write_text(file_of(tenant("acme", ACME), tenant("third", THIRD)))
+        crowd = [tenant(name, key_of(name)) for name in CROWD]
+        file.write_text(file_of(tenant("acme", ACME), tenant("third", THIRD), *crowd))
         deadline = time.monotonic() + PATIENCE_S
         while not answered(url, THIRD):
             assert time.monotonic() < deadline
             time.sleep(0.05)
         assert not answered(url, OTHER)
+        say_the_metrics(server)
     used = Days(ledger).usage()
-    assert {name: totals.requests for name, totals in used.items()} == {
+    assert {name: totals.requests for name, totals in used.items() if name not in CROWD} == {
         "acme": 6,  # three of them over HTTP, the probe included
         "b": 1,
         "third": 1,
     }
     assert used["b"].completion_tokens == 8
     assert used["b"].service_units == 3  # the prompt beside the first step, and the second step
+
+
+def say_the_metrics(server: TritonServer) -> None:
+    """Who comes first has a label, of tenants as many as may, and nobody's key is to be seen."""
+    assert all(answered(server.grpc_url, key_of(name)) for name in CROWD)
+    page = scrape_until(server, 8 + len(CROWD), "length")
+    named = {"acme", "b", "third", *CROWD[: MOST_TENANTS - 3]}
+    for sample in ("dgemma_service_units_total", "dgemma_queue_wait_seconds_count"):
+        assert {labels["tenant"] for labels in page.labels(sample)} == {*named, OTHERS}
+    units = [page.total("dgemma_service_units_total", tenant=t) for t in ("b", CROWD[0], OTHERS)]
+    assert units == [3, 3, 9]
+    assert page.total("dgemma_requests_total", outcome="unauthenticated") >= 4
+    assert "dgk_" not in page.text
 
 
 def says_the_http_front(url: str) -> None:

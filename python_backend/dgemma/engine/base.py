@@ -75,6 +75,8 @@ class PassRunner(Protocol):
 class Engine(PassRunner, Protocol):
     """What a service needs: its KV can be copied from slot to slot besides."""
 
+    reruns: int  # passes that were run again because an expert had overflowed
+
     def meanwhile(self, call: Callable[[], object]) -> None:
         """Have `call` called once with the next pass, when that keeps the host least busy."""
         ...

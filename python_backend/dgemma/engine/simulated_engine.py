@@ -22,6 +22,8 @@ from dgemma.simulated.device import SimulatedDevice
 class SimulatedEngine:
     """An Engine whose slots hold nothing but how many tokens were encoded."""
 
+    reruns = 0
+
     def __init__(self, platform: Platform, capacity: Capacity, device: SimulatedDevice) -> None:
         self.platform, self.capacity, self.device = platform, capacity, device
         self.geometry: Geometry = platform.model.geometry

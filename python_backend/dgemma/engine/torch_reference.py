@@ -22,6 +22,8 @@ from dgemma.model.network import Network
 class TorchReference:
     """An Engine in fp32; every pass allocates, nothing is tuned."""
 
+    reruns = 0
+
     def __init__(self, network: Network, capacity: Capacity) -> None:
         self.geometry = network.geometry
         self.capacity = capacity

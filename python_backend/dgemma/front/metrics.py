@@ -10,7 +10,18 @@ import urllib.error
 import urllib.request
 from collections import Counter
 
+from dgemma.metrics.families import Family
+
 _TIMEOUT_S = 2.0
+FAMILIES = (
+    Family(
+        "dgemma_http_requests_total",
+        "counter",
+        "HTTP requests that were answered, by the endpoint's path, or other, and status",
+        ("endpoint", "status"),
+    ),
+    Family("dgemma_http_triton_metrics_up", "gauge", "1 where Triton's metrics are in this text"),
+)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
@@ -32,19 +43,17 @@ def _fetch(url: str) -> str:
 
 
 def _ours(requests: Counter[tuple[str, int]], triton: bool) -> str:
-    lines = [
-        "# HELP dgemma_http_requests_total Answered HTTP requests",
-        "# TYPE dgemma_http_requests_total counter",
-    ]
+    answered, up = FAMILIES
+    lines = _head(answered)
     for (endpoint, status), count in sorted(requests.items()):
         labels = f'endpoint="{endpoint}",status="{status}"'
-        lines.append(f"dgemma_http_requests_total{{{labels}}} {count}")
-    lines += [
-        "# HELP dgemma_http_triton_metrics_up Whether Triton's metrics are in this text",
-        "# TYPE dgemma_http_triton_metrics_up gauge",
-        f"dgemma_http_triton_metrics_up {int(triton)}",
-    ]
+        lines.append(f"{answered.name}{{{labels}}} {count}")
+    lines += [*_head(up), f"{up.name} {int(triton)}"]
     return "\n".join(lines) + "\n"
+
+
+def _head(family: Family) -> list[str]:
+    return [f"# HELP {family.name} {family.help}", f"# TYPE {family.name} {family.kind}"]
 
 
 def label(text: str, metric: str, name: str) -> str | None:

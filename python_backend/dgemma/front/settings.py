@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
-    AfterValidator,
     AliasChoices,
     BeforeValidator,
     Field,
@@ -22,12 +21,6 @@ from dgemma.triton_server.tls import Tls
 
 _TLS = ("ssl_key", "ssl_certificate")
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
-
-
-def _names(text: str) -> str:
-    if not all(name.strip() for name in text.split(",")):
-        raise ValueError("an empty name")
-    return text
 
 
 class FrontSettings(CommonSettings):
@@ -49,12 +42,6 @@ class FrontSettings(CommonSettings):
         8000,
         validation_alias=AliasChoices("NIM_HTTP_API_PORT", "NIM_SERVER_PORT"),
         description="0 to 65535; 0 takes any free port",
-    )
-    served_model_name: Annotated[str, AfterValidator(_names)] = Field(
-        "diffusion_gemma",
-        validation_alias="NIM_SERVED_MODEL_NAME",
-        description="the names, separated by commas, that requests may call the model by; answers "
-        "bear the first",
     )
     models: Path | None = Field(
         None,
@@ -157,10 +144,6 @@ class FrontSettings(CommonSettings):
         assert self.ssl_certificate is not None and self.ssl_key is not None, "see load"
         authorities = self.ssl_authorities if self.ssl_mode == "mtls" else None
         return Tls(self.ssl_certificate, self.ssl_key, authorities)
-
-    @property
-    def model_names(self) -> list[str]:
-        return [name.strip() for name in self.served_model_name.split(",")]
 
     @property
     def max_body_bytes(self) -> int:

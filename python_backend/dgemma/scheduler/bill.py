@@ -20,6 +20,7 @@ class Bill:
     submitted: float = field(init=False)
     admitted: float | None = None
     first_block: float | None = None
+    last_block: float | None = None
     passes: int = 0
     rows: int = 0
     chunks: int = 0
@@ -31,6 +32,15 @@ class Bill:
 
     def __post_init__(self) -> None:
         self.submitted = self.clock()
+
+    def block(self) -> tuple[float, float]:
+        """A block has ended: seconds since the one before or the slot, and since submission."""
+        now = self.clock()
+        began = self.admitted if self.last_block is None else self.last_block
+        self.last_block = now
+        if self.first_block is None:
+            self.first_block = now
+        return now - (self.submitted if began is None else began), now - self.submitted
 
     def usage(self, request: Request, completion_tokens: int) -> Usage:
         ended = self.clock()

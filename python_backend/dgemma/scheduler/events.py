@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from dgemma.answer import Delta
 from dgemma.errors import DgemmaError
@@ -25,11 +25,16 @@ class Draft:
 
 @dataclass(frozen=True)
 class Block:
-    """A finished canvas, as the part of it that belongs to the answer."""
+    """A finished canvas, as the part of it that belongs to the answer.
+
+    Blocks are equal whenever they came.
+    """
 
     block_index: int
     delta: Delta
     denoising_steps: int
+    took_s: float = field(default=0.0, compare=False)  # since the one before, or since the slot
+    age_s: float = field(default=0.0, compare=False)  # of the request, since it was submitted
 
 
 @dataclass(frozen=True)

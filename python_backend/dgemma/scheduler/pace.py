@@ -18,11 +18,12 @@ class Pace:
 
     def __init__(self, clock: Clock = time.monotonic) -> None:
         self.clock = clock
-        self.pass_s = 0.0
+        self.pass_s = self.total_s = 0.0  # of a pass lately; of all passes
         self._steps: float | None = None
 
     def passed(self, seconds: float) -> None:
         """A pass has taken this long."""
+        self.total_s += seconds
         self.pass_s += (seconds - self.pass_s) * (_RECENT if self.pass_s else 1.0)
 
     def denoised(self, steps: int) -> None:

@@ -16,6 +16,7 @@ from hashlib import sha256
 
 from dgemma.engine.base import Engine, Snapshot
 from dgemma.request import Request
+from dgemma.scheduler.stats import CacheStats
 
 _PUBLISHED = sha256(b"published").digest()
 
@@ -52,9 +53,14 @@ class PrefixCache:
         self._length = engine.geometry.canvas_length
         self._blocks: OrderedDict[bytes, tuple[Snapshot, ...]] = OrderedDict()
         self.nbytes = self.evicted = 0  # bytes of blocks; blocks forgotten for want of room
+        self.lookups = self.hits = 0  # blocks that slots wanted; of these, those that were here
 
     def __len__(self) -> int:
         return len(self._blocks)
+
+    @property
+    def stats(self) -> CacheStats:
+        return CacheStats(self.lookups, self.hits, self.evicted, self.nbytes)
 
     def known(self, chain: KeyChain) -> int:
         """Blocks of a context that are here, up to the first that is not."""
@@ -63,6 +69,8 @@ class PrefixCache:
     def restore(self, chain: KeyChain, slot: int, blocks: int) -> int:
         """Put what is known of the first `blocks` blocks into a slot; how many that were."""
         found = list(self._find(chain.keys[:blocks]))
+        self.lookups += blocks
+        self.hits += len(found)
         for snapshot in itertools.chain.from_iterable(found):
             self._engine.restore(slot, snapshot)
         # The last one first: what is used least is then the end of a context, not its beginning.

@@ -6,8 +6,8 @@ Knows nothing of Triton or threads. One thread calls everything.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from dgemma.engine.base import Engine, Row
 from dgemma.request import Request
@@ -21,20 +21,10 @@ from dgemma.scheduler.pace import Pace
 from dgemma.scheduler.prefill import aboard
 from dgemma.scheduler.prefix_cache import PrefixCache
 from dgemma.scheduler.sequence import Sequence, Transcript
+from dgemma.scheduler.stats import CacheStats, SchedulerStats
 from dgemma.tail.tail import Denoiser
 
 Shares = list[tuple[Sequence, list[Row]]]
-
-
-@dataclass(frozen=True)
-class SchedulerStats:
-    """A snapshot for metrics and logs."""
-
-    slots: int
-    running: int
-    waiting: int
-    passes: int
-    preemptions: int  # slots given up at a block border, for another request's sake
 
 
 class Scheduler:
@@ -62,7 +52,8 @@ class Scheduler:
         slots = min(engine.capacity.slots, max(1, engine.capacity.rows // 2))
         self.free_slots = list(reversed(range(slots)))
         self.slots = slots
-        self.passes = self.preemptions = 0
+        self.preemptions = self.encode_rows = self.denoise_rows = 0
+        self.passes_by_rows: Counter[int] = Counter()
         self.prefill_rows = options.prefill_rows
         # A row sees one partner; and a ring must hold both until the first is kept.
         geometry = engine.geometry
@@ -73,9 +64,22 @@ class Scheduler:
         return bool(self.open)
 
     @property
+    def passes(self) -> int:
+        return sum(self.passes_by_rows.values())
+
+    @property
     def stats(self) -> SchedulerStats:
         return SchedulerStats(
-            self.slots, len(self.running), len(self.queue), self.passes, self.preemptions
+            slots=self.slots,
+            running=len(self.running),
+            waiting=len(self.queue),
+            preemptions=self.preemptions,
+            passes_by_rows=dict(self.passes_by_rows),
+            encode_rows=self.encode_rows,
+            denoise_rows=self.denoise_rows,
+            pass_s=self.pace.total_s,
+            reruns=self.engine.reruns,
+            cache=CacheStats() if self.cache is None else self.cache.stats,
         )
 
     def submit(self, request: Request, sink: Sink) -> None:
@@ -147,7 +151,9 @@ class Scheduler:
         encoding = [(sequence, share) for sequence, share in shares if not share[0].denoise]
         # Whatever comes behind a pass runs on cold caches; all of the above is ahead of it.
         hidden = self.engine.forward(rows)
-        self.passes += 1
+        self.passes_by_rows[len(rows)] += 1
+        self.denoise_rows += len(denoising)
+        self.encode_rows += len(rows) - len(denoising)
         if denoising:
             # Most passes only denoise; a selection would copy.
             chosen = hidden if len(denoising) == len(rows) else hidden[denoising]

@@ -187,9 +187,7 @@ class Sequence:
         self.bill.denoising_steps.append(steps)
         self.bill.mean_entropy.append(mean_entropy)
         self.bill.committed_tokens += self.length
-        if self.bill.first_block is None:
-            self.bill.first_block = self.bill.clock()
-        self.sink(Block(len(self.committed), delta, steps))
+        self.sink(Block(len(self.committed), delta, steps, *self.bill.block()))
         if delta.finish_reason is not None:
             self.finish(delta.finish_reason)
             return

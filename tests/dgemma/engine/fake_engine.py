@@ -65,6 +65,8 @@ def hashed(context: tuple[int, ...], length: int) -> list[int]:
 class FakeEngine:
     """Wants the tokens of `wish`; `wavering` adds noise that is a function of the row alone."""
 
+    reruns = 0
+
     def __init__(
         self,
         slots: int = 4,

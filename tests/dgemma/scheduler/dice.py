@@ -41,6 +41,8 @@ _SLATE = torch.zeros(L, dtype=torch.int64)
 class DiceEngine:
     """Knows how many tokens each slot holds. `fails` of a thousand passes do."""
 
+    reruns = 0
+
     def __init__(self, time: Time, slots: int, fails: int = 0, context: int = 4096) -> None:
         self.geometry, self.capacity = GEOMETRY, Capacity(slots, context, 2 * slots)
         self.time, self.fails, self.dice = time, fails, random.Random(7)
