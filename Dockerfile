@@ -53,7 +53,7 @@ USER 1000:1000
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30m --retries=3 \
     CMD ["python", "-m", "dgemma.health_check"]
-ENTRYPOINT ["dgemma", "serve", "--model-repository", "/opt/nim/model_repository"]
+ENTRYPOINT ["nim-serve"]
 
 
 FROM ${TRITON_IMAGE}:${TRITON_TAG} AS runtime
@@ -83,4 +83,4 @@ USER 1000:1000
 EXPOSE 8000 8001 8002
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30m --retries=3 \
     CMD ["python", "-m", "dgemma.health_check"]
-ENTRYPOINT ["dgemma", "serve", "--model-repository", "/opt/nim/model_repository"]
+ENTRYPOINT ["nim-serve"]

@@ -17,6 +17,7 @@ SOURCES := python_backend build/dgemma_build tests
 export PATH := $(BIN):$(PATH)
 # Nothing here may reach for a model on the network.
 export HF_HUB_OFFLINE := 1
+export ORT_DISABLE_TELEMETRY := 1
 
 .PHONY: demo serve test bench accept-1 accept-2 accept-3 image-check train-demo evaluate-demo evaluate-precisions clean help
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from dgemma.engine.base import Row
@@ -17,6 +16,7 @@ from dgemma.engine.batch import PassShape, allocate, fill
 from dgemma.engine.graph import fresh_names
 from dgemma.engine.kv_pool import FloatArray
 from dgemma.geometry import Geometry
+from dgemma.ort import ort
 
 
 class BoundPass:

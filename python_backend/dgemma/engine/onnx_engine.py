@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from pathlib import Path
 
-import onnxruntime as ort
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -27,6 +26,7 @@ from dgemma.engine.lanes import Pace, lane_rows, lanes_of
 from dgemma.errors import ConfigurationError, EngineFailure
 from dgemma.geometry import Geometry
 from dgemma.manifest import REBUILD, Manifest
+from dgemma.ort import ort
 
 SHAPES = 64  # kept with their arrays
 # Of weights, up to which lanes may pay: each of the two sessions packs its own copy of them.

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -20,6 +19,7 @@ from torch import Tensor
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
 from dgemma.manifest import REBUILD
+from dgemma.ort import ort
 from dgemma.sampling import Sampling
 from dgemma.tail.acceptance import temperature
 from dgemma.tail.draws import Moment, SeededDraws
