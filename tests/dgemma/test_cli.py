@@ -354,14 +354,14 @@ class Process:
     """`dgemma generate` with its output on pipes."""
 
     def __init__(self, *arguments: str) -> None:
-        command = "from dgemma.cli import app; app()"
+        # A shell that runs the tests in the background has them, and theirs, ignore Ctrl-C.
+        heed = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+        command = f"{heed}; from dgemma.cli import app; app()"
         self.process = subprocess.Popen(
             [sys.executable, "-c", command, "generate", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            # A shell that runs the tests in the background has them, and theirs, ignore Ctrl-C.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def __enter__(self) -> Process:

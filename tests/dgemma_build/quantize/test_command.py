@@ -16,7 +16,9 @@ from dgemma_build.cli import app
 from tests.quantized_checkpoint import quantized
 
 # The command, which waits before its third shard to be interrupted there.
+# A shell that runs the tests in the background has them, and theirs, ignore Ctrl-C.
 WAITING = """
+import signal
 import time
 import dgemma_build.quantize.run as run
 from dgemma_build.cli import app
@@ -27,6 +29,7 @@ def first_two(path, *rest):
         time.sleep(600)
     return write(path, *rest)
 run.write_shard = first_two
+signal.signal(signal.SIGINT, signal.default_int_handler)
 app()
 """
 
