@@ -1,0 +1,161 @@
+"""Thousands of requests that nobody should send, and the service afterwards.
+
+Knows how many are under way and what is watched meanwhile: answers, processes, memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+from rich.console import Console
+from rich.progress import Progress
+
+from tests.accept import fuzz_grpc, fuzz_http
+from tests.accept.contract import CHAT, COUNTED
+from tests.accept.main_job import Line
+from tests.accept.surface_service import Surface, Traces, surface
+
+SEED = 1
+CLIENTS = 16
+WARM_UP = 0.25  # of the requests
+GROWTH = 0.05
+ENVIRONMENT = {
+    "NIM_LOG_LEVEL": "error",
+    "DGEMMA_HTTP_READ_TIMEOUT_S": "2",  # many bodies never come
+    # What is kept of prompts has to be full once warm.
+    "DGEMMA_PREFIX_CACHE_MIB": "1",
+}
+SHOWN = 4  # of what was wrong
+
+
+@dataclass
+class Tally:
+    """What came of one protocol's requests."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    unanswered: list[int] = field(default_factory=list)  # their numbers
+    sent: int = 0
+
+
+Send = Callable[[int], Awaitable[tuple[str, str] | None]]  # outcome and what is wrong with it
+
+
+def fuzz(engine: Path, checkpoint: Path, requests: int) -> Iterator[Line]:
+    """Half of the requests over HTTP, half over gRPC, after a warm-up of both."""
+    traces = Traces.before()
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        surface(engine, checkpoint, Path(scratch), ENVIRONMENT) as service,
+        Progress(console=Console(stderr=True), transient=True) as progress,
+    ):
+        tallies = {"HTTP": Tally(), "gRPC": Tally()}
+        each = max(1, requests // 2)
+        warm = max(1, round(each * WARM_UP))
+        bar = progress.add_task("fuzzing", total=2 * each)
+        run = Run(service, tallies, lambda: progress.advance(bar))
+        run.numbers(range(warm))
+        before, served = service.memory(), _serves(service)
+        half = warm + (each - warm) // 2
+        run.numbers(range(warm, half))
+        between = service.memory()
+        run.numbers(range(half, each))
+        after, dead = service.memory(), service.dead()
+        served = served and _serves(service)
+    for protocol, tally in tallies.items():
+        yield from _lines(protocol, tally)
+    yield Line("  processes that ended", ", ".join(dead) or "none", "none", not dead)
+    yield Line("  a right answer afterwards", "yes" if served else "no", "yes", served)
+    yield from growth(before, between, after)
+    left = traces.left(service)
+    yield Line("  left behind", ", ".join(left) or "nothing", "nothing", not left)
+
+
+def growth(
+    before: dict[str, int], between: dict[str, int], after: dict[str, int]
+) -> Iterator[Line]:
+    """A line for each process, bytes at three moments."""
+    for role, size in before.items():
+        grew = after[role] / size - 1
+        seen = (
+            f"{size / 2**20:.0f} MiB when warm, {between[role] / size - 1:+.1%}, then {grew:+.1%}"
+        )
+        yield Line(f"  memory of {role}", seen, f"<= {GROWTH:+.0%}", grew <= GROWTH)
+
+
+class Run:
+    """Sends requests by their numbers, `CLIENTS` at a time, half of them of each protocol."""
+
+    def __init__(
+        self, service: Surface, tallies: dict[str, Tally], advance: Callable[[], None]
+    ) -> None:
+        self._service, self._tallies, self._advance = service, tallies, advance
+
+    def numbers(self, numbers: range) -> None:
+        asyncio.run(self._numbers(numbers))
+
+    async def _numbers(self, numbers: range) -> None:
+        http = urlsplit(self._service.http_url)
+        assert http.hostname is not None and http.port is not None
+
+        async def over_http(number: int) -> tuple[str, str] | None:
+            asked = fuzz_http.request(SEED, number)
+            answered = await fuzz_http.exchange(str(http.hostname), int(http.port or 0), asked)
+            if answered is None:
+                return None
+            return str(answered.status or "closed"), answered.wrong(asked)
+
+        async with fuzz_grpc.open_channel(self._service.grpc_url) as channel:
+
+            async def over_grpc(number: int) -> tuple[str, str] | None:
+                asked = fuzz_grpc.request(SEED, number)
+                answered = await fuzz_grpc.exchange(channel, asked)
+                if answered is None:
+                    return None
+                refused = "refused" if answered.error else "answered"
+                status = answered.status.name
+                return refused if status == "OK" else status, answered.wrong(asked)
+
+            sources: list[tuple[Any, Send, Tally]] = [
+                (iter(numbers), over_http, self._tallies["HTTP"]),
+                (iter(numbers), over_grpc, self._tallies["gRPC"]),
+            ]
+            clients = [self._client(*source) for source in sources for _ in range(CLIENTS // 2)]
+            await asyncio.gather(*clients)
+
+    async def _client(self, numbers: Iterator[int], send: Send, tally: Tally) -> None:
+        for number in numbers:
+            outcome = await send(number)
+            tally.sent += 1
+            if outcome is None:
+                tally.unanswered.append(number)
+            else:
+                tally.outcomes[outcome[0]] += 1
+                if outcome[1]:
+                    tally.wrong.append(f"{outcome[1]} (request {number})")
+            self._advance()
+
+
+def _lines(protocol: str, tally: Tally) -> Iterator[Line]:
+    outcomes = ", ".join(f"{count} {name}" for name, count in sorted(tally.outcomes.items()))
+    yield Line(f"{tally.sent} fuzzed requests over {protocol}", outcomes, "")
+    answered = sum(tally.outcomes.values())
+    seen = str(answered)
+    if tally.unanswered:
+        seen += f"; not request {', '.join(map(str, tally.unanswered[:SHOWN]))}"
+    yield Line("  answered or closed", seen, str(tally.sent), answered == tally.sent)
+    wrong = f"{len(tally.wrong)}: {'; '.join(tally.wrong[:SHOWN])}" if tally.wrong else "none"
+    yield Line("  failures of the server", wrong, "none", not tally.wrong)
+
+
+def _serves(service: Surface) -> bool:
+    answered = httpx2.post(f"{service.http_url}/v1/chat/completions", json=CHAT, timeout=60)
+    return answered.is_success and answered.json()["choices"][0]["message"]["content"] == COUNTED
