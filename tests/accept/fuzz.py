@@ -24,9 +24,19 @@ from tests.accept.main_job import Line
 from tests.accept.surface_service import Surface, Traces, surface
 
 SEED = 1
-CLIENTS = 16
-WARM_UP = 0.25  # of the requests
+CLIENTS = {"HTTP": 24, "gRPC": 8}  # some of HTTP's wait for what does not come
+WARM_UP = 1500  # more requests over each, before memory is looked at
 GROWTH = 0.05
+# What takes most memory, more of it than there are slots: a pass of all slots at the end of the
+# context, which an engine keeps room for from then on.
+LONGEST: dict[str, Any] = {
+    "prompt": "x" * 240,
+    "max_tokens": 768,
+    "max_denoising_steps": 2,
+    "ignore_eos": True,
+    "confidence_threshold": 0.0,
+}
+CROWD, CROWDS = 32, 3
 ENVIRONMENT = {
     "NIM_LOG_LEVEL": "error",
     "DGEMMA_HTTP_READ_TIMEOUT_S": "2",  # many bodies never come
@@ -58,16 +68,15 @@ def fuzz(engine: Path, checkpoint: Path, requests: int) -> Iterator[Line]:
         Progress(console=Console(stderr=True), transient=True) as progress,
     ):
         tallies = {"HTTP": Tally(), "gRPC": Tally()}
-        each = max(1, requests // 2)
-        warm = max(1, round(each * WARM_UP))
-        bar = progress.add_task("fuzzing", total=2 * each)
+        each = max(2, requests // 2)
+        bar = progress.add_task("fuzzing", total=2 * (WARM_UP + each))
         run = Run(service, tallies, lambda: progress.advance(bar))
-        run.numbers(range(warm))
+        crowd(service)
+        run.numbers(range(-WARM_UP, 0))
         before, served = service.memory(), _serves(service)
-        half = warm + (each - warm) // 2
-        run.numbers(range(warm, half))
+        run.numbers(range(each // 2))
         between = service.memory()
-        run.numbers(range(half, each))
+        run.numbers(range(each // 2, each))
         after, dead = service.memory(), service.dead()
         served = served and _serves(service)
     for protocol, tally in tallies.items():
@@ -91,8 +100,21 @@ def growth(
         yield Line(f"  memory of {role}", seen, f"<= {GROWTH:+.0%}", grew <= GROWTH)
 
 
+def crowd(service: Surface) -> None:
+    """As much as can be under way at the same time; raises where it is not answered."""
+
+    async def ask() -> None:
+        async with httpx2.AsyncClient(base_url=service.http_url, timeout=300) as http:
+            sent = (http.post("/v1/completions", json=LONGEST) for _ in range(CROWD))
+            for answered in await asyncio.gather(*sent):
+                answered.raise_for_status()
+
+    for _ in range(CROWDS):
+        asyncio.run(ask())
+
+
 class Run:
-    """Sends requests by their numbers, `CLIENTS` at a time, half of them of each protocol."""
+    """Sends requests by their numbers, the same over each protocol, by `CLIENTS` at a time."""
 
     def __init__(
         self, service: Surface, tallies: dict[str, Tally], advance: Callable[[], None]
@@ -124,11 +146,12 @@ class Run:
                 status = answered.status.name
                 return refused if status == "OK" else status, answered.wrong(asked)
 
-            sources: list[tuple[Any, Send, Tally]] = [
-                (iter(numbers), over_http, self._tallies["HTTP"]),
-                (iter(numbers), over_grpc, self._tallies["gRPC"]),
-            ]
-            clients = [self._client(*source) for source in sources for _ in range(CLIENTS // 2)]
+            ways: dict[str, Send] = {"HTTP": over_http, "gRPC": over_grpc}
+            clients = []
+            for protocol, send in ways.items():
+                left = iter(numbers)
+                tally = self._tallies[protocol]
+                clients += [self._client(left, send, tally) for _ in range(CLIENTS[protocol])]
             await asyncio.gather(*clients)
 
     async def _client(self, numbers: Iterator[int], send: Send, tally: Tally) -> None:

@@ -281,7 +281,7 @@ class Exchange(asyncio.Protocol):
                 self.answered.status = event.status_code
             elif isinstance(event, h11.Data):
                 self.answered.content += event.data
-            else:
+            elif not isinstance(event, h11.InformationalResponse):
                 self.answered.complete = isinstance(event, h11.EndOfMessage)
                 self.done.set_result(None)
 
