@@ -64,7 +64,6 @@ STATUSES = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.UNIMPLEMENTED,
-    grpc.StatusCode.ALREADY_EXISTS,
 }
 WAIT_S = 60.0  # for one answer
 
@@ -92,8 +91,9 @@ class Answered:
         """What may not be; empty where all is well."""
         if asked.is_message and self.status not in STATUSES:
             return f"{self.status.name} {self.said[:100]}"
-        if asked.is_message and asked.method == STREAM and not self.responses:
-            return f"{self.status.name} and no response"
+        ended = self.status is grpc.StatusCode.OK and asked.method == STREAM
+        if asked.is_message and ended and not self.responses:
+            return "ended without a response"
         error = self.error or ""
         if SERVICE_FAILED.search(error) and not REFUSED.match(error):
             return error[:100]
@@ -112,6 +112,19 @@ def request(seed: int, number: int) -> Asked:
     ]
     [make] = rng.choices([make for make, _ in makers], [weight for _, weight in makers])
     return make(rng)
+
+
+def plain() -> Asked:
+    """One in which nothing is wrong."""
+    return Asked(_valid().SerializeToString())
+
+
+def large() -> list[Asked]:
+    """Refused ones of the sizes that occur, a megabyte at most."""
+    sampling = (_json({"seed": "x" * size}) for size in (10_000, 100_000, 1_000_000))
+    messages = [_message({"text_input": b"x", "sampling_parameters": text}) for text in sampling]
+    messages += [_message({"text_input": b"x" * size}) for size in (10_000, 100_000, 1_000_000)]
+    return [Asked(message.SerializeToString()) for message in messages]
 
 
 def _values(rng: random.Random) -> Asked:
@@ -219,7 +232,7 @@ def _around(rng: random.Random) -> Asked:
             _parameter(rng, message.parameters[rng.choice(PARAMETERS)])
     elif change == 5:
         value = rng.choice(["", "x", "Bearer x", "Basic x", "Bearer " + "a" * 4000, "Bearer {}"])
-        metadata = (("authorization", value), ("x-other", value))
+        metadata = ((rng.choice(["authorization", "x-other"]), value),)
     else:
         del message.inputs[:]
         del message.raw_input_contents[:]
