@@ -21,11 +21,8 @@ from dgemma.triton_server.installation import STUB
 from tests.bench.__main__ import MODEL_REPOSITORY
 
 MODEL = "dgemma-demo"
-# What is started, in this order; each is told everything by the environment.
-COMMANDS = (
-    ("dgemma", "serve", "--model-repository", str(MODEL_REPOSITORY)),
-    ("dgemma", "front"),
-)
+COMMAND = "nim-serve"  # it is told everything by the environment
+ROLES = ("stub", "triton", "front", "supervisor")
 PATIENCE_S = 120.0
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -37,7 +34,7 @@ class Surface:
     http_url: str
     grpc_url: str
     metrics_url: str  # Triton's
-    pids: Mapping[str, int]  # of stub, triton and front
+    pids: Mapping[str, int]  # of ROLES
     log: Path
 
     def memory(self) -> dict[str, int]:
@@ -59,14 +56,14 @@ def surface(
     """
     grpc, metrics, http = _free_ports(3)
     given = {
+        "DGEMMA_MODEL_REPOSITORY": str(MODEL_REPOSITORY.resolve()),
         "NIM_MODEL_PATH": str(engine),
         "DGEMMA_CHECKPOINT": str(checkpoint),
         "DGEMMA_HOST": "127.0.0.1",
         "NIM_TRITON_GRPC_PORT": str(grpc),
         "NIM_TRITON_METRICS_PORT": str(metrics),
         "NIM_HTTP_API_PORT": str(http),
-        "DGEMMA_TRITON_URL": f"127.0.0.1:{grpc}",
-        "DGEMMA_TRITON_METRICS_URL": f"http://127.0.0.1:{metrics}/metrics",
+        "DGEMMA_HTTP": "1",
         "NIM_SERVED_MODEL_NAME": MODEL,
         "DGEMMA_READY_TIMEOUT_S": "10",
         **(environment or {}),
@@ -74,17 +71,14 @@ def surface(
     log, url = scratch / "service.log", f"http://127.0.0.1:{http}"
     with ExitStack() as stack:
         output = stack.enter_context(log.open("wb"))
-        started = [
-            stack.enter_context(_running(command, given, output.fileno())) for command in COMMANDS
-        ]
-        _wait_until_ready(url, started, log)
-        pids = {_role(pid): pid for process in started for pid in _family(process.pid)}
-        roles = ("stub", "triton", "front")
+        process = stack.enter_context(_running(given, output.fileno()))
+        _wait_until_ready(url, process, log)
+        pids = {_role(pid): pid for pid in _family(process.pid)}
         yield Surface(
             url,
-            given["DGEMMA_TRITON_URL"],
-            given["DGEMMA_TRITON_METRICS_URL"],
-            {role: pids[role] for role in roles},
+            f"127.0.0.1:{grpc}",
+            f"http://127.0.0.1:{metrics}/metrics",
+            {role: pids[role] for role in ROLES},
             log,
         )
 
@@ -110,12 +104,9 @@ def _regions() -> set[Path]:
 
 
 @contextmanager
-def _running(
-    command: tuple[str, ...], environment: Mapping[str, str], output: int
-) -> Iterator[subprocess.Popen[bytes]]:
-    program = str(Path(sys.executable).with_name(command[0]))
+def _running(environment: Mapping[str, str], output: int) -> Iterator[subprocess.Popen[bytes]]:
     process = subprocess.Popen(
-        [program, *command[1:]],
+        [str(Path(sys.executable).with_name(COMMAND))],
         env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
         stdout=output,
@@ -132,11 +123,10 @@ def _running(
             process.wait()
 
 
-def _wait_until_ready(url: str, started: list[subprocess.Popen[bytes]], log: Path) -> None:
+def _wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while not _ready(url):
-        ended = any(process.poll() is not None for process in started)
-        if ended or time.monotonic() > deadline:
+        if process.poll() is not None or time.monotonic() > deadline:
             raise RuntimeError(f"the service is not ready:\n{log.read_text(errors='replace')}")
         time.sleep(0.1)
 
@@ -163,7 +153,8 @@ def _role(pid: int) -> str:
         return "stub"
     if executable == "tritonserver":
         return "triton"
-    return "front" if "front" in _read(Path(f"/proc/{pid}/cmdline")).split("\0") else "other"
+    words = _read(Path(f"/proc/{pid}/cmdline")).split("\0")
+    return "front" if "front" in words else "supervisor"
 
 
 def _resident(pid: int) -> int:
