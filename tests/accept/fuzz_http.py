@@ -90,8 +90,8 @@ GARBAGE = [
     *(b"SSH-2.0-OpenSSH_9.6\r\n", b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n"),
 ]
 WAIT_S = 60.0  # for one answer
-# 5xx that are said on purpose, by what they are for.
-INTENDED = {502: "malformed_tool_call", 503: "unavailable", 504: "timeout"}
+# What is said on purpose: nothing else of the kind.
+INTENDED = ((502, "malformed_tool_call"), (503, "unavailable"), (504, "timeout"))
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Answered:
             return "" if plain else f"{self.status} without an error object"
         if not error["message"]:
             return f"{self.status} without a message"
-        if self.status >= 500 and error["code"] != INTENDED.get(self.status):
+        if self.status >= 500 and (self.status, error["code"]) not in INTENDED:
             return f"{self.status} {error['message'][:80]}"
         return ""
 
