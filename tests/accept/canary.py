@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import tritonclient.grpc as triton
 
 from dgemma.chat import ChatTokenizer
 from dgemma.client import Client
@@ -73,6 +74,8 @@ def canary(engine: Path, checkpoint: Path, rounds: int) -> Iterator[Line]:
                 "DGEMMA_PROBE_API_KEY": KEY,
             }
             with surface(engine, checkpoint, scratch, environment) as service:
+                if level == "debug":
+                    _loosen_tongue(service)
                 answers = "".join(_sing(service) for _ in range(rounds))
                 metrics = _metrics(service)
             log = service.log.read_text(errors="replace")
@@ -89,6 +92,12 @@ def canary(engine: Path, checkpoint: Path, rounds: int) -> Iterator[Line]:
             "none",
             heard and not found,
         )
+
+
+def _loosen_tongue(service: Surface) -> None:
+    """Triton says all it can, as anybody who reaches its port may have it do."""
+    with triton.InferenceServerClient(service.grpc_url) as client:
+        client.update_log_settings({"log_verbose_level": 4})
 
 
 def _sing(service: Surface) -> str:
