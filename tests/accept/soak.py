@@ -23,7 +23,7 @@ from rich.progress import Progress
 
 from dgemma.client_errors import ClientError
 from dgemma.front.triton import Question, Triton
-from tests.accept.fuzz import growth
+from tests.accept.fuzz import TIDY, crowd, growth
 from tests.accept.main_job import Line
 from tests.accept.surface_service import Surface, Traces, surface
 from tests.bench.workload import LONGEST, tasks
@@ -31,7 +31,6 @@ from tests.bench.workload import LONGEST, tasks
 LOAD = 0.8  # of what is completed with as many clients as there is room for
 SLOTS = 8
 CALIBRATION_S = 20.0
-DRIFT = 1.25  # of the median
 TIMEOUT_S = 60.0
 SEED = 4
 
@@ -142,25 +141,20 @@ async def _load(
 ) -> tuple[list[float], list[Outcome], list[dict[str, int]]]:
     """Capacities before and after, what came of each request, and memory at three moments."""
     load = Load(service)
-    memory = []
     try:
         bar = progress.add_task("finding the capacity", total=seconds)
         await capacity(load, CALIBRATION_S / 4)
         before = await capacity(load, CALIBRATION_S)
+        progress.update(bar, description=f"{LOAD * before:.1f} requests/s")
+        memory = [service.memory()]
+
+        def advance(due: float) -> None:
+            progress.update(bar, completed=due)
+            if due > seconds / 2 and len(memory) == 1:
+                memory.append(service.memory())
+
+        outcomes = await arrivals(load, LOAD * before, seconds, advance)
         memory.append(service.memory())
-        outcomes: list[Outcome] = []
-        for half in range(2):
-            progress.update(bar, description=f"{LOAD * before:.1f} requests/s")
-            found = await arrivals(
-                load,
-                LOAD * before,
-                seconds / 2,
-                lambda due, began=half * seconds / 2: progress.update(bar, completed=began + due),
-            )
-            outcomes += [
-                Outcome(o.due_s + half * seconds / 2, o.latency_s, o.tokens, o.error) for o in found
-            ]
-            memory.append(service.memory())
         after = await capacity(load, CALIBRATION_S)
     finally:
         await load.close()
@@ -177,20 +171,21 @@ def soak(engine: Path, checkpoint: Path, minutes: int) -> Iterator[Line]:
             engine,
             checkpoint,
             Path(scratch),
-            {"DGEMMA_SLOTS": str(SLOTS), "NIM_LOG_LEVEL": "warning"},
+            {"DGEMMA_SLOTS": str(SLOTS), "NIM_LOG_LEVEL": "warning", **TIDY},
         ) as service,
         Progress(console=Console(stderr=True), transient=True) as progress,
     ):
+        crowd(service)
         capacities, outcomes, memory = asyncio.run(_load(service, seconds, progress))
         dead = service.dead()
     before, after = capacities
     tokens = sum(outcome.tokens for outcome in outcomes)
     yield Line(
         f"{minutes} minutes at {LOAD:.0%} of {before:.1f} requests/s",
-        f"{len(outcomes) / seconds:.1f} requests/s, {tokens / seconds:.0f} tokens/s; "
-        f"capacity afterwards {after:.1f} requests/s",
+        f"{len(outcomes) / seconds:.1f} requests/s, {tokens / seconds:.0f} tokens/s",
         "",
     )
+    yield Line("  capacity afterwards", f"{after:.1f} requests/s, {after / before:.0%}", "")
     errors = Counter(outcome.error for outcome in outcomes if outcome.error)
     seen = ", ".join(f"{count} {error}" for error, count in errors.most_common(3))
     yield Line("  errors", seen or "none", "none", not errors)
@@ -198,11 +193,10 @@ def soak(engine: Path, checkpoint: Path, minutes: int) -> Iterator[Line]:
     last = _latencies(outcomes, seconds * 2 / 3, seconds)
     drift = median(last) / median(first)
     yield Line(
-        "  median latency, last third by first",
+        "  median latency, first and last third",
         f"{1e3 * median(first):.0f} ms → {1e3 * median(last):.0f} ms, {drift:.2f} × "
         f"(p99 {1e3 * _p99(first):.0f} → {1e3 * _p99(last):.0f} ms)",
-        f"<= {DRIFT} ×",
-        drift <= DRIFT,
+        "",  # near capacity it follows the machine's own speed
     )
     yield from growth(*memory)
     yield Line("  processes that ended", ", ".join(dead) or "none", "none", not dead)
