@@ -7,17 +7,17 @@ import json
 import grpc
 import pytest
 
-from tests.accept import fuzz_grpc, fuzz_http
+from tests.accept import fuzz_grpc, fuzz_http, grpc_exchange, http_exchange
 from tests.accept.contract import mistakes
 from tests.accept.fuzz import growth
 
-HTTP, GRPC = fuzz_http.Asked(b"x"), fuzz_grpc.Asked(b"x")
+HTTP, GRPC = http_exchange.Asked(b"x"), grpc_exchange.Asked(b"x")
 OK = grpc.StatusCode.OK
 
 
-def answered(status: int, code: str | None = None, message: str = "m") -> fuzz_http.Answered:
+def answered(status: int, code: str | None = None, message: str = "m") -> http_exchange.Answered:
     error = {"error": {"message": message, "type": "t", "param": None, "code": code}}
-    return fuzz_http.Answered(status, True, bytearray(json.dumps(error).encode()))
+    return http_exchange.Answered(status, True, bytearray(json.dumps(error).encode()))
 
 
 @pytest.mark.parametrize(
@@ -28,27 +28,27 @@ def answered(status: int, code: str | None = None, message: str = "m") -> fuzz_h
         (answered(500), "500 m"),
         (answered(503), "503 m"),
         (answered(400, message=""), "400 without a message"),
-        (fuzz_http.Answered(404, True, bytearray(b"nothing")), "404 without an error object"),
-        (fuzz_http.Answered(200), "200, broken off"),
-        (fuzz_http.Answered(), "closed without an answer"),
+        (http_exchange.Answered(404, True, bytearray(b"nothing")), "404 without an error object"),
+        (http_exchange.Answered(200), "200, broken off"),
+        (http_exchange.Answered(), "closed without an answer"),
     ],
 )
-def test_what_may_not_come_over_http(answer: fuzz_http.Answered, wrong: str) -> None:
+def test_what_may_not_come_over_http(answer: http_exchange.Answered, wrong: str) -> None:
     assert answer.wrong(HTTP) == wrong
 
 
 @pytest.mark.parametrize(
     ("answer", "wrong"),
     [
-        (fuzz_grpc.Answered(OK, "", None, 1), ""),
-        (fuzz_grpc.Answered(OK, "", "[INVALID_ARGUMENT] seed: got -1", 1), ""),
-        (fuzz_grpc.Answered(OK, "", "unexpected inference input 'x'", 1), ""),
-        (fuzz_grpc.Answered(OK, "", "[INTERNAL] KeyError", 1), "[INTERNAL] KeyError"),
-        (fuzz_grpc.Answered(OK, "", None, 0), "ended without a response"),
-        (fuzz_grpc.Answered(grpc.StatusCode.UNAVAILABLE, "gone", None, 0), "UNAVAILABLE gone"),
+        (grpc_exchange.Answered(OK, "", None, 1), ""),
+        (grpc_exchange.Answered(OK, "", "[INVALID_ARGUMENT] seed: got -1", 1), ""),
+        (grpc_exchange.Answered(OK, "", "unexpected inference input 'x'", 1), ""),
+        (grpc_exchange.Answered(OK, "", "[INTERNAL] KeyError", 1), "[INTERNAL] KeyError"),
+        (grpc_exchange.Answered(OK, "", None, 0), "ended without a response"),
+        (grpc_exchange.Answered(grpc.StatusCode.UNAVAILABLE, "gone", None, 0), "UNAVAILABLE gone"),
     ],
 )
-def test_what_may_not_come_over_grpc(answer: fuzz_grpc.Answered, wrong: str) -> None:
+def test_what_may_not_come_over_grpc(answer: grpc_exchange.Answered, wrong: str) -> None:
     assert answer.wrong(GRPC) == wrong
 
 

@@ -18,7 +18,7 @@ import httpx2
 from rich.console import Console
 from rich.progress import Progress
 
-from tests.accept import fuzz_grpc, fuzz_http
+from tests.accept import fuzz_grpc, fuzz_http, grpc_exchange, http_exchange
 from tests.accept.contract import CHAT, COUNTED
 from tests.accept.main_job import Line
 from tests.accept.surface_service import Surface, Traces, surface
@@ -128,13 +128,13 @@ def settled(service: Surface) -> dict[str, int]:
     return {role: min(sizes[role] for sizes in found) for role in found[0]}
 
 
-async def _at_once(service: Surface, requests: list[fuzz_grpc.Asked]) -> None:
+async def _at_once(service: Surface, requests: list[grpc_exchange.Asked]) -> None:
     room = asyncio.Semaphore(CLIENTS["gRPC"])
-    async with fuzz_grpc.open_channel(service.grpc_url) as channel:
+    async with grpc_exchange.open_channel(service.grpc_url) as channel:
 
-        async def one(asked: fuzz_grpc.Asked) -> None:
+        async def one(asked: grpc_exchange.Asked) -> None:
             async with room:
-                await fuzz_grpc.exchange(channel, asked)
+                await grpc_exchange.exchange(channel, asked)
 
         await asyncio.gather(*map(one, requests))
 
@@ -156,16 +156,16 @@ class Run:
 
         async def over_http(number: int) -> tuple[str, str] | None:
             asked = fuzz_http.request(SEED, number)
-            answered = await fuzz_http.exchange(str(http.hostname), int(http.port or 0), asked)
+            answered = await http_exchange.exchange(str(http.hostname), int(http.port or 0), asked)
             if answered is None:
                 return None
             return str(answered.status or "closed"), answered.wrong(asked)
 
-        async with fuzz_grpc.open_channel(self._service.grpc_url) as channel:
+        async with grpc_exchange.open_channel(self._service.grpc_url) as channel:
 
             async def over_grpc(number: int) -> tuple[str, str] | None:
                 asked = fuzz_grpc.request(SEED, number)
-                answered = await fuzz_grpc.exchange(channel, asked)
+                answered = await grpc_exchange.exchange(channel, asked)
                 if answered is None:
                     return None
                 refused = "refused" if answered.error else "answered"
