@@ -81,6 +81,14 @@ def content_files(directory: Path, names: Mapping[str, Any]) -> set[str]:
     return {name for name in (_CONFIG, _QUANTISED, *weights) if name in names}
 
 
+def is_name(name: object) -> bool:
+    """Whether it names something inside a directory, and nothing elsewhere."""
+    return isinstance(name, str) and "/" not in name and name not in ("", ".", "..")
+
+
 def _parsed(data: dict[str, Any]) -> CheckpointManifest:
     files = {name: FileRecord(**record) for name, record in data["files"].items()}
+    for name in (data["revision"], *files):
+        if not is_name(name):
+            raise ValueError(f"{name!r} is no name of a file here")
     return CheckpointManifest(**data | {"files": files})

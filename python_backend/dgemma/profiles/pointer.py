@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from dgemma.checkpoint_manifest import is_name
 from dgemma.errors import ConfigurationError
 from dgemma.profiles.locks import building
 
@@ -117,8 +118,6 @@ def changing(root: Path) -> Iterator[Pointer | None]:
 def _choice(data: dict[str, str | None]) -> Choice:
     choice = Choice(**data)
     for value in asdict(choice).values():
-        if value is not None and (
-            not isinstance(value, str) or "/" in value or value in ("", "..")
-        ):
+        if value is not None and not is_name(value):
             raise ValueError(f"{value!r} is no revision")
     return choice
