@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -57,14 +59,6 @@ def download(
         from dgemma.download.bring import Order, bring
     except ModuleNotFoundError as error:
         fail(f"download-to-cache needs {error.name}: run pip install 'dgemma[server]'", BAD_INPUT)
-    progress = Progress()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        progress.stop()
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
     try:
         if lora:
             raise ConfigurationError("--lora: the model has no adapters; leave it out")
@@ -72,15 +66,30 @@ def download(
             raise ConfigurationError("--source: not given, nor NIM_MODEL_NAME; name a model")
         if profiles and everything:
             raise ConfigurationError("--all: includes every one of --profiles; give one of both")
-        with progress:
+        with Progress() as progress, _interrupted_by_signals(progress):
             done = bring(Order(source, tuple(profiles), everything, use), root, progress)
     except (ConfigurationError, DownloadFailed) as error:
         fail(str(error), BAD_INPUT if isinstance(error, ConfigurationError) else SERVER_FAILED)
     except KeyboardInterrupt:
-        fail("interrupted; run it again to go on from here", INTERRUPTED)
+        typer.echo("error: interrupted; run it again to go on from here", err=True)
+        os._exit(INTERRUPTED)  # threads of the hub's client may still wait for the network
     for checkpoint in done.checkpoints:
         typer.echo(checkpoint.directory)
     typer.echo(done.says, err=True)
+
+
+@contextmanager
+def _interrupted_by_signals(progress: Progress) -> Iterator[None]:
+    def stop(number: int, frame: FrameType | None) -> None:
+        progress.stop()
+        raise KeyboardInterrupt
+
+    before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main() -> None:

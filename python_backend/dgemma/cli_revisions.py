@@ -82,8 +82,8 @@ def rollback(store: Store = None) -> None:
         root = _root(store)
         with changing(root) as pointer:
             moved = (pointer or Pointer(Choice())).back(root)
+            moved.checkpoint(root)
             moved.write(root)
-            current_of(root)
     except ConfigurationError as error:
         fail(str(error), BAD_INPUT)
     typer.echo(f"at the next start: {moved.current}", err=True)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,23 +52,27 @@ def bring_from_hub(source: Hub, root: Path, progress: Progress) -> FoundCheckpoi
         return found
     with arriving(place, source) as work:
         client = work / ".cache"
-        for left in client.rglob("*.incomplete"):
-            left.unlink()
+        _remove_incomplete(client)
         size = sum(remote.size for remote in remotes.values())
         here = sum((work / n).stat().st_size for n in remotes if (work / n).is_file())
         check_space(root, size - here, source)
         progress.expect(f"{source}, {revision[:12]}", size)
         progress.advance(here)
-        with _explained(source):
-            snapshot_download(
-                source.repository,
-                revision=revision,
-                local_dir=work,
-                cache_dir=client / "hub",
-                allow_patterns=list(remotes),
-                max_workers=_WORKERS,
-                tqdm_class=_bar(progress),
-            )
+        try:
+            with _explained(source):
+                _apart(
+                    lambda: snapshot_download(
+                        source.repository,
+                        revision=revision,
+                        local_dir=work,
+                        cache_dir=client / "hub",
+                        allow_patterns=list(remotes),
+                        max_workers=_WORKERS,
+                        tqdm_class=_bar(progress),
+                    )
+                )
+        finally:
+            _remove_incomplete(client)
         files = {n: _verified(work / n, remote, source) for n, remote in remotes.items()}
         shutil.rmtree(client)
         origin = f"hf://{source.repository}@{revision}"
@@ -76,6 +81,29 @@ def bring_from_hub(source: Hub, root: Path, progress: Progress) -> FoundCheckpoi
     found = read(place)
     assert isinstance(found, FoundCheckpoint), found
     return found
+
+
+def _apart(call: Callable[[], object]) -> None:
+    """In a thread that an interrupt does not wait for: the client's own wait for the network."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+
+
+def _remove_incomplete(client: Path) -> None:
+    """The client begins a file anew that it has not finished."""
+    for left in client.rglob("*.incomplete"):
+        left.unlink(missing_ok=True)
 
 
 def _look(source: Hub) -> tuple[str, dict[str, _Remote]]:

@@ -126,7 +126,7 @@ def _current(inventory: Inventory) -> FoundCheckpoint | None:
     """The revision that the store serves; the only one where it does not say."""
     pointer = Pointer.read(inventory.root)
     for checkpoint in inventory.checkpoints:
-        if pointer and checkpoint.directory == pointer.checkpoint(inventory.root):
+        if pointer and checkpoint.directory.name == pointer.current.checkpoint:
             return checkpoint
     return inventory.checkpoints[0] if len(inventory.checkpoints) == 1 else None
 

@@ -56,9 +56,15 @@ class Pointer:
             ) from None
 
     def checkpoint(self, root: Path) -> Path | None:
-        """Where the current checkpoint is, or should be."""
+        """Where the current checkpoint is; ConfigurationError where it is gone."""
         name = self.current.checkpoint
-        return None if name is None else root / CHECKPOINTS / name
+        found = None if name is None else root / CHECKPOINTS / name
+        if found is not None and not found.is_dir():
+            raise ConfigurationError(
+                f"{root / FILE_NAME}: {found} is gone; choose another revision with `dgemma "
+                "revisions use REVISION`, or bring this one again with `dgemma download-to-cache`"
+            )
+        return found
 
     def moved(self, to: Choice) -> Pointer:
         return self if to == self.current else Pointer(to, self.current)
@@ -99,13 +105,7 @@ def current_of(root: Path, checkpoint: Path | None = None) -> Current:
     pointer = None if checkpoint is not None else Pointer.read(root)
     if pointer is None:
         return Current(checkpoint, None)
-    found = pointer.checkpoint(root)
-    if found is not None and not found.is_dir():
-        raise ConfigurationError(
-            f"{root / FILE_NAME}: {found} is gone; choose another revision with `dgemma revisions "
-            "use REVISION`, or bring this one again with `dgemma download-to-cache`"
-        )
-    return Current(found, pointer.current.profile)
+    return Current(pointer.checkpoint(root), pointer.current.profile)
 
 
 @contextmanager

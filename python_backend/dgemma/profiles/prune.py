@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from dgemma.profiles.inventory import (
 )
 from dgemma.profiles.layout import PRUNED, UNFINISHED, files, foreign
 from dgemma.profiles.locks import builder_of, building, unused
-from dgemma.profiles.pointer import Choice, Pointer
+from dgemma.profiles.pointer import Choice, Pointer, changing
 from dgemma.profiles.profile import Profile
 
 GENERATIONS = 2  # of every profile: the newest, and the one before it to go back to
@@ -72,7 +73,11 @@ def remove(found: Found) -> None:
     """
     directory = found.directory.resolve()
     try:
-        with building(_becomes(directory), _refuse), unused(directory) as free:
+        with (
+            _not_current(found),
+            building(_becomes(directory), _refuse),
+            unused(directory) as free,
+        ):
             if not free:
                 raise ConfigurationError(f"{directory}: is in use")
             away = directory
@@ -82,6 +87,20 @@ def remove(found: Found) -> None:
         shutil.rmtree(away)
     except OSError as error:
         raise ConfigurationError(f"{directory}: cannot be removed: {error}") from None
+
+
+@contextmanager
+def _not_current(found: Found) -> Iterator[None]:
+    """It does not become the current revision within the block."""
+    if not isinstance(found, FoundCheckpoint):
+        yield
+        return
+    directory = found.directory
+    with changing(directory.parent.parent) as pointer:
+        chosen = (pointer.current, pointer.previous) if pointer else ()
+        if directory.name in [choice.checkpoint for choice in chosen if choice]:
+            raise ConfigurationError(f"{directory}: is current by now, or the previous one")
+        yield
 
 
 def _references(profiles: Sequence[Profile], chosen: Profile | None) -> dict[Path, str]:
