@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dgemma.checkpoint_manifest import content_digest
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
 from dgemma.manifest import FILE_NAME, Manifest
@@ -53,6 +54,7 @@ class _Wanted:
     policy: Policy
     geometry: Geometry
     source: str
+    checkpoint: str | None = None
 
     def is_met_by(self, manifest: Manifest) -> bool:
         return all(getattr(manifest, name) == value for name, value in vars(self).items())
@@ -87,9 +89,9 @@ def build_engine(
     geometry = Geometry.from_checkpoint(checkpoint)
     tensors = Checkpoint(checkpoint)
     files = {checkpoint / "config.json", *tensors.files.values()}
-    contents = sorted((path.name, FileRecord.of(path).sha256) for path in files)
+    content = content_digest({path.name: FileRecord.of(path).sha256 for path in files})
     rules = policy_of(precision, policy)
-    wanted = _Wanted(target, precision, rules, geometry, _digest(str(contents)))
+    wanted = _Wanted(target, precision, rules, geometry, _digest(content), content)
     return _build(
         out,
         wanted,
@@ -131,7 +133,7 @@ def build_from_store(
         )
     weights = WeightStore.open(store, deep=True)
     source = _digest(held.content)
-    wanted = _Wanted(target, held.precision, held.policy, held.geometry, source)
+    wanted = _Wanted(target, held.precision, held.policy, held.geometry, source, held.source)
     return _build(out, wanted, progress, lambda work: cpu.from_store(weights, work, progress))
 
 

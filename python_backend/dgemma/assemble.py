@@ -13,6 +13,7 @@ import torch
 
 from dgemma.answer import Answer
 from dgemma.chat import ChatTokenizer
+from dgemma.checkpoint_manifest import content_of
 from dgemma.compatibility import why_not
 from dgemma.engine.base import Capacity, Engine
 from dgemma.engine.host_memory import check_fits, free_bytes
@@ -84,7 +85,9 @@ def assemble(
             prefix_cache_bytes=options.prefix_cache_bytes,
         )
 
-    engine, selection = open_wanted(Wanted(models, profile, geometry), load, in_use)
+    wanted = Wanted(models, profile, geometry, content_of(checkpoint))
+    engine, selection = open_wanted(wanted, load, in_use)
+    in_use.add(checkpoint)
     # What torch does on the host is too small to share, and more threads of its own would fight
     # the engine's for the cores.
     torch.set_num_threads(1)

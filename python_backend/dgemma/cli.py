@@ -20,8 +20,9 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from dgemma import __version__, cli_tenants
+from dgemma import __version__, cli_revisions, cli_tenants
 from dgemma.cli_arguments import prompt_options, sampling_options, template_text
+from dgemma.cli_download import download
 from dgemma.cli_exit import BAD_INPUT, INTERRUPTED, SERVER_FAILED, fail
 from dgemma.cli_profiles import show_profiles
 from dgemma.cli_serve import serve
@@ -41,7 +42,10 @@ from dgemma.watch import visible, watch
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command("profiles")(show_profiles)
+app.command("download-to-cache")(download)
+app.command("rollback")(cli_revisions.rollback)
 app.command("serve")(serve)
+app.add_typer(cli_revisions.app, name="revisions")
 app.add_typer(cli_tenants.app, name="tenants")
 
 

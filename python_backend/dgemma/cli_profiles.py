@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 from rich.filesize import decimal
 
+from dgemma.checkpoint_manifest import content_of
 from dgemma.compatibility import target_of
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
@@ -22,6 +23,8 @@ from dgemma.machine import Machine
 from dgemma.profiles.first_start import sources
 from dgemma.profiles.inventory import Inventory
 from dgemma.profiles.listing import Listing
+from dgemma.profiles.pointer import FILE_NAME as POINTER
+from dgemma.profiles.pointer import current_of
 from dgemma.profiles.profile import Profile, profiles
 from dgemma.profiles.prune import freed, remove, verdicts
 from dgemma.profiles.selection import empty, named
@@ -62,8 +65,7 @@ def show_profiles(
         os.environ.get("NIM_MODEL_PATH") or os.environ.get("NIM_CACHE_PATH") or DEFAULT_CACHE
     )
     try:
-        geometry = Geometry.from_checkpoint(checkpoint) if checkpoint else None
-        listing = look(root, Machine.here(), profile or None, geometry, deep=verify)
+        listing = look(root, Machine.here(), profile or None, checkpoint, deep=verify)
         if as_json:
             typer.echo(json.dumps(listing.to_json(), indent=1))
         else:
@@ -79,14 +81,21 @@ def look(
     root: Path,
     machine: Machine,
     wanted: str | None = None,
-    geometry: Geometry | None = None,
+    checkpoint: Path | None = None,
     *,
     deep: bool = False,
 ) -> Listing:
-    """A model store as a service that starts on `machine` would find it."""
+    """A model store as a service that starts on `machine` would find it.
+
+    Without `wanted` and `checkpoint` they are what the store's pointer says, if it has one.
+    """
     inventory = Inventory.of(root, deep)
-    found = profiles(inventory, machine, geometry)
-    chosen, why = _choice(found, root, wanted)
+    current = current_of(root, checkpoint)
+    geometry = Geometry.from_checkpoint(current.checkpoint) if current.checkpoint else None
+    content = content_of(current.checkpoint) if current.checkpoint else None
+    found = profiles(inventory, machine, geometry, content)
+    named_by = "NIM_MODEL_PROFILE" if wanted else f"{root / POINTER}"
+    chosen, why = _choice(found, root, wanted or current.profile, named_by)
     target = target_of(machine)
     lacks_engine = not any(p.refusal is None and p.engine.manifest.target == target for p in found)
     to_build_of = sources(inventory.weights, target) if lacks_engine else []
@@ -95,10 +104,12 @@ def look(
     )
 
 
-def _choice(found: list[Profile], root: Path, wanted: str | None) -> tuple[Profile | None, str]:
+def _choice(
+    found: list[Profile], root: Path, wanted: str | None, named_by: str
+) -> tuple[Profile | None, str]:
     if wanted is not None:
         try:
-            return named(found, root, wanted), "named by NIM_MODEL_PROFILE"
+            return named(found, root, wanted), f"named by {named_by}"
         except ConfigurationError as error:
             return None, str(error)
     chosen = next((profile for profile in found if profile.refusal is None), None)

@@ -71,6 +71,9 @@ class Manifest:
     # Plans in the order of their execution; none: `graph` is the whole network. `bindings` are the
     # network's, under its own names, and the residual stream between plans.
     chain: tuple[Link, ...] = ()
+    # `StoreManifest.source` of the weights that it holds itself; None: it holds none, or it was not
+    # kept.
+    checkpoint: str | None = None
     schema_version: int = SCHEMA_VERSION
 
     @property

@@ -20,6 +20,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dgemma.errors import ConfigurationError
+from dgemma.profiles.pointer import current_of
 from dgemma.triton_server.tls import Tls
 
 
@@ -147,7 +148,8 @@ class Settings(CommonSettings):
     )
     checkpoint: Directory = Field(
         validation_alias="DGEMMA_CHECKPOINT",
-        description="the checkpoint directory of that engine, with its tokenizer and configuration",
+        description="the checkpoint directory of that engine, with its tokenizer and "
+        "configuration, or bring one into the model store with `dgemma download-to-cache`",
     )
     store: Directory | None = Field(
         None,
@@ -269,7 +271,7 @@ class Settings(CommonSettings):
 
         Raises ConfigurationError naming the variable, what it was and what is allowed.
         """
-        loaded = super().load(**keywords)
+        loaded = super().load(**cls._pointed_at(keywords))
         if loaded.simulate is None and loaded.engine is None and not loaded.cache.is_dir():
             raise ConfigurationError(
                 f"NIM_MODEL_PATH: not set; set it to {cls.model_fields['engine'].description}; "
@@ -283,6 +285,21 @@ class Settings(CommonSettings):
                     f"{cls.model_fields[field].description}"
                 )
         return loaded
+
+    @classmethod
+    def _pointed_at(cls, keywords: dict[str, Any]) -> dict[str, Any]:
+        """Checkpoint and profile are those of the model store, where the operator names none."""
+
+        def given(field: str) -> Any:
+            return keywords.get(field) or os.environ.get(variable_of(field))
+
+        if given("checkpoint"):
+            return keywords
+        current = current_of(Path(given("engine") or given("cache") or DEFAULT_CACHE))
+        found: dict[str, Any] = {"checkpoint": current.checkpoint}
+        if not given("profile") and not given("simulate"):
+            found["profile"] = current.profile
+        return keywords | found
 
     @property
     def tls(self) -> Tls | None:

@@ -14,6 +14,7 @@ from dataclasses import asdict
 
 import dgemma_build.quantize.encode
 import dgemma_build.quantize.imported
+from dgemma.checkpoint_manifest import content_digest
 from dgemma.model.checkpoint import Checkpoint
 from dgemma.precision import FORMATS, Policy
 from dgemma.sealed import sha256
@@ -46,8 +47,7 @@ def source_records(
 
 def source_digest(records: Mapping[str, SourceRecord]) -> str:
     """Changes with the checkpoint's content and not with where or when it was copied."""
-    lines = [f"{name} {record.sha256}\n" for name, record in sorted(records.items())]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    return content_digest({name: record.sha256 for name, record in records.items()})
 
 
 def recipe_digest(precision: str, policy: Policy, origin: str) -> str:

@@ -25,14 +25,24 @@ logger = logging.getLogger(__name__)
 
 
 def build_first(
-    inventory: Inventory, machine: Machine, geometry: Geometry, builder: Builder | None
+    inventory: Inventory,
+    machine: Machine,
+    geometry: Geometry,
+    builder: Builder | None,
+    content: str | None = None,
 ) -> list[Refusal]:
     """Build what is preferred here among the precisions that the store has weights of.
+
+    `geometry` and `content` are those of the checkpoint to be served; None: any.
 
     The reasons why not, for each that could not be built before one was; empty also where the
     store has no weights.
     """
-    stores = [store for store in inventory.weights if store.manifest.geometry == geometry]
+    stores = [
+        store
+        for store in inventory.weights
+        if store.manifest.geometry == geometry and content in (None, store.manifest.source)
+    ]
     if not stores:
         return []
     target, root = target_of(machine), inventory.root

@@ -8,9 +8,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from dgemma.checkpoint_manifest import CheckpointManifest
 from dgemma.errors import ConfigurationError
 from dgemma.manifest import Manifest
-from dgemma.profiles.layout import ENGINE, PIN, UNFINISHED, WEIGHTS, directories, files
+from dgemma.profiles.layout import (
+    DOWNLOAD,
+    ENGINE,
+    PIN,
+    REVISION,
+    UNFINISHED,
+    WEIGHTS,
+    directories,
+    files,
+)
 from dgemma.sealed import sha256
 from dgemma.store_manifest import StoreManifest
 
@@ -45,6 +55,13 @@ class FoundWeights(Found):
 
 
 @dataclass(frozen=True)
+class FoundCheckpoint(Found):
+    """A revision of the checkpoint."""
+
+    manifest: CheckpointManifest
+
+
+@dataclass(frozen=True)
 class Broken(Found):
     """What was never finished, or is no longer what its manifest says; `name` says what it is."""
 
@@ -64,10 +81,11 @@ class Inventory:
     engines: tuple[FoundEngine, ...]
     weights: tuple[FoundWeights, ...]
     broken: tuple[Broken, ...]
+    checkpoints: tuple[FoundCheckpoint, ...] = ()
 
     @property
     def everything(self) -> tuple[Found, ...]:
-        return (*self.engines, *self.weights, *self.broken)
+        return (*self.engines, *self.weights, *self.checkpoints, *self.broken)
 
     @classmethod
     def of(cls, root: Path, deep: bool = False) -> Inventory:
@@ -83,13 +101,14 @@ class Inventory:
             tuple(f for f in found if isinstance(f, FoundEngine)),
             tuple(f for f in found if isinstance(f, FoundWeights)),
             tuple(f for f in found if isinstance(f, Broken)),
+            tuple(f for f in found if isinstance(f, FoundCheckpoint)),
         )
 
 
 def read(directory: Path, deep: bool = False) -> Found:
     """What a directory holds."""
-    is_store = (directory / WEIGHTS).exists()
-    path = directory / (WEIGHTS if is_store else ENGINE)
+    kinds = (name for name in (WEIGHTS, REVISION) if (directory / name).exists())
+    path = directory / next(kinds, ENGINE)
     try:
         written = path.stat().st_mtime
     except OSError:
@@ -98,9 +117,20 @@ def read(directory: Path, deep: bool = False) -> Found:
     found = Found(directory, size, written, (directory / PIN).exists())
     name = directory.name
     if directory.suffix in UNFINISHED:
-        return Broken(**vars(found), name=name, why="left behind by a run that did not finish")
+        download = (directory / DOWNLOAD).exists()
+        why = (
+            "a download that did not finish"
+            if download
+            else "left behind by a run that did not finish"
+        )
+        return Broken(**vars(found), name=name, why=why)
     try:
-        if is_store:
+        if path.name == REVISION:
+            name = f"checkpoint {name}"
+            checkpoint = CheckpointManifest.read(directory)
+            checkpoint.verify(directory, deep)
+            return FoundCheckpoint(**vars(found), manifest=checkpoint)
+        if path.name == WEIGHTS:
             weights = StoreManifest.read(directory)
             name = f"{weights.precision} weights"
             weights.verify(directory, deep)

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from dgemma import manifest, store_manifest
+from dgemma import checkpoint_manifest, manifest, store_manifest
 from dgemma.geometry import Geometry
 
 DEPTH = 4  # of directories below the store
@@ -19,11 +19,23 @@ PIN = "pinned"  # a file of this name keeps its directory from being pruned
 PRUNED = ".pruned"
 UNFINISHED = (".partial", ".old", PRUNED)  # directories that no one may take for what they become
 ENGINE, WEIGHTS = manifest.FILE_NAME, store_manifest.FILE_NAME
+REVISION = checkpoint_manifest.FILE_NAME
+DOWNLOAD = "download.json"  # in a directory that a download fills, and owns
 # What an engine or a store consists of: a directory that has one of these should have a manifest.
 _CONTENT = ("graph.onnx", "plan.engine", "layer-*.safetensors")
 # Whatever this software writes into such a directory. A directory with anything else in it is
 # somebody's, and is never removed.
-_OURS = (ENGINE, WEIGHTS, *_CONTENT, "*.safetensors", "*.log", "journal.json", "*.partial", PIN)
+_OURS = (
+    ENGINE,
+    WEIGHTS,
+    REVISION,
+    *_CONTENT,
+    "*.safetensors",
+    "*.log",
+    "journal.json",
+    "*.partial",
+    PIN,
+)
 
 
 def directories(root: Path, depth: int = DEPTH) -> Iterator[Path]:
@@ -44,8 +56,7 @@ def directories(root: Path, depth: int = DEPTH) -> Iterator[Path]:
 def holds_something(directory: Path) -> bool:
     names = _names(directory)
     return (
-        ENGINE in names
-        or WEIGHTS in names
+        not names.isdisjoint((ENGINE, WEIGHTS, REVISION))
         or directory.suffix in UNFINISHED
         or any(fnmatchcase(name, pattern) for name in names for pattern in _CONTENT)
     )
@@ -53,6 +64,8 @@ def holds_something(directory: Path) -> bool:
 
 def foreign(directory: Path, known: Collection[str] = ()) -> list[str]:
     """What stands in a directory and was not written by this software; `known` names it wrote."""
+    if directory.suffix in UNFINISHED and (directory / DOWNLOAD).exists():
+        return []
     return sorted(
         path.name
         for path in directory.iterdir()

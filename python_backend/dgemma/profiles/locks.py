@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dgemma.errors import ConfigurationError
-from dgemma.profiles.layout import ENGINE, WEIGHTS
+from dgemma.profiles.layout import ENGINE, REVISION, WEIGHTS
 
 _CHECK_EVERY_S = 0.2
 
@@ -114,7 +114,7 @@ def lock_path(directory: Path) -> Path:
 
 
 def _manifest_of(directory: Path) -> Path | None:
-    paths = (directory / name for name in (ENGINE, WEIGHTS))
+    paths = (directory / name for name in (ENGINE, WEIGHTS, REVISION))
     return next((path for path in paths if path.exists()), None)
 
 

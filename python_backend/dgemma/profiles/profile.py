@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dgemma.compatibility import check_engine, target_of
 from dgemma.errors import ConfigurationError
@@ -55,24 +55,32 @@ class Profile:
         return manifest.source[:12]
 
     @property
+    def content(self) -> str | None:
+        """Of the checkpoint whose weights it runs on; None where that was not kept."""
+        return self.weights.manifest.source if self.weights else self.engine.manifest.checkpoint
+
+    @property
     def written(self) -> tuple[float, float]:
         """When the weights were, and the engine."""
         return (self.weights or self.engine).written, self.engine.written
 
 
 def profiles(
-    inventory: Inventory, machine: Machine, geometry: Geometry | None = None
+    inventory: Inventory,
+    machine: Machine,
+    geometry: Geometry | None = None,
+    content: str | None = None,
 ) -> list[Profile]:
     """Every engine with each of the weight stores it could run on, the preferred one first.
 
-    `geometry` is what the checkpoint to be served asks for.
+    `geometry` and `content` are those of the checkpoint to be served; None: any.
     """
     found = [
         Profile(engine, weights, _refusal(engine, weights, inventory, machine, geometry))
         for engine in inventory.engines
         for weights in weights_of(engine, inventory.weights)
     ]
-    return ranked(found, target_of(machine))
+    return ranked([_of_revision(profile, content) for profile in found], target_of(machine))
 
 
 def ranked(found: Sequence[Profile], here: str) -> list[Profile]:
@@ -104,7 +112,17 @@ def weights_of(
         for store in stores
         if (store.manifest.geometry, store.manifest.precision, store.manifest.policy)
         == (made.geometry, made.precision, made.policy)
+        and made.constants in (None, store.manifest.content)
     ] or [None]
+
+
+def _of_revision(profile: Profile, content: str | None) -> Profile:
+    """Weights and tokenizer of two revisions are never served together."""
+    if profile.refusal or content is None or profile.content in (None, content):
+        return profile
+    where = (profile.weights or profile.engine).directory
+    refusal = f"{where}: holds the weights of another revision than the checkpoint to be served"
+    return replace(profile, refusal=refusal)
 
 
 def _refusal(

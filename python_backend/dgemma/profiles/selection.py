@@ -61,7 +61,7 @@ def named(profiles: Sequence[Profile], root: Path, wanted: str) -> Profile:
     Of several generations of one name it is the first that fits. Raises ConfigurationError for a
     name that is not known, with those near it, and for one that does not fit, with those that do.
     """
-    meant = [p for p in profiles if _is_meant(p, root, wanted)]
+    meant = [p for p in profiles if is_meant(p, root, wanted)]
     if not meant:
         names = list(dict.fromkeys(p.name for p in profiles))
         near = difflib.get_close_matches(wanted, names, n=3, cutoff=0.5) or names
@@ -132,7 +132,8 @@ def empty(root: Path) -> str:
     )
 
 
-def _is_meant(profile: Profile, root: Path, wanted: str) -> bool:
+def is_meant(profile: Profile, root: Path, wanted: str) -> bool:
+    """By name, by id or its first digits, or by directory."""
     directory = profile.engine.directory
     places = (str(directory), str(directory.relative_to(root)))
     by_id = len(wanted) >= _SHORTEST_ID and profile.id.startswith(wanted)

@@ -35,11 +35,12 @@ Loaded = TypeVar("Loaded")
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the operator asks for, and the checkpoint's geometry."""
+    """What the operator asks for, and what the checkpoint does."""
 
     place: Path  # an engine directory or a model store
     profile: str | None  # NIM_MODEL_PROFILE
     geometry: Geometry
+    content: str | None = None  # of the checkpoint; None: any weights of that geometry
 
 
 def open_wanted(
@@ -73,7 +74,7 @@ def open_wanted(
         return open_named(chosen, "named by the operator", found, held)
     refused: list[Refusal] = []
     if not any(p.refusal is None and p.engine.manifest.target == target for p in found):
-        refused = build_first(inventory, here, wanted.geometry, builder())
+        refused = build_first(inventory, here, wanted.geometry, builder(), wanted.content)
         inventory, found = _look(wanted, here)
     refused += [Refusal(b.name, b.why) for b in inventory.broken if not b.unfinished]
     if not found and not refused:
@@ -96,7 +97,7 @@ def _open_directory(wanted: Wanted, load: Callable[[Profile], Loaded]) -> tuple[
 
 def _look(wanted: Wanted, machine: Machine) -> tuple[Inventory, list[Profile]]:
     inventory = Inventory.of(wanted.place)
-    return inventory, profiles(inventory, machine, wanted.geometry)
+    return inventory, profiles(inventory, machine, wanted.geometry, wanted.content)
 
 
 def _hold(profile: Profile, in_use: InUse) -> None:

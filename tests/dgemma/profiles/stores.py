@@ -30,6 +30,7 @@ def write_engine(
     version: str = RTX,
     written: float = 1e9,
     geometry: Geometry = GEOMETRY,
+    **other: Any,
 ) -> Path:
     """An engine with its weights for `cpu`, a plan without any for `smNN`."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -37,22 +38,22 @@ def write_engine(
     names = ("plan.engine", "build.log") if on_gpu else ("graph.onnx", "weights.safetensors")
     for name in names:
         (directory / name).write_bytes(f"{name} of {directory.name}".encode())
-    manifest = Manifest(
-        target=target,
-        precision=precision,
-        policy=policy_of(precision),
-        runtime=Runtime("tensorrt_rtx", version, int(target[2:]))
+    fields: dict[str, Any] = {
+        "target": target,
+        "precision": precision,
+        "policy": policy_of(precision),
+        "runtime": Runtime("tensorrt_rtx", version, int(target[2:]))
         if on_gpu
         else Runtime("onnxruntime", "1.32"),
-        geometry=geometry,
-        source=f"source of {directory.name}",
-        graph=names[0],
-        weights=() if on_gpu else names[1:],
-        bindings=(),
-        files={name: FileRecord.of(directory / name) for name in names},
-        versions={},
-    )
-    manifest.write(directory)
+        "geometry": geometry,
+        "source": f"source of {directory.name}",
+        "graph": names[0],
+        "weights": () if on_gpu else names[1:],
+        "bindings": (),
+        "files": {name: FileRecord.of(directory / name) for name in names},
+        "versions": {},
+    }
+    Manifest(**fields | other).write(directory)
     os.utime(directory / FILE_NAME, (written, written))
     return directory
 

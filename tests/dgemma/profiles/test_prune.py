@@ -141,3 +141,23 @@ def test_bytes_that_have_another_name_are_not_freed(tmp_path: Path) -> None:
     both = Inventory.of(tmp_path).engines
     assert freed(both[:1]) == 0
     assert freed(both) == both[0].size
+
+
+def test_a_store_is_kept_with_the_engine_that_was_built_of_it(tmp_path: Path) -> None:
+    """An engine for `cpu` has copied what it needs; a GPU's would still need the store."""
+    for age in range(3):
+        write_weights(tmp_path / f"weights-{age}", "nvfp4", source=f"{age}", written=1e9 - age)
+        write_engine(tmp_path / f"cpu-{age}", "nvfp4", checkpoint=f"{age}", written=1e9 - age)
+    write_weights(tmp_path / "int4", "int4", source="0")
+    assert removable(tmp_path) == {"cpu-2", "weights-2", "int4"}
+    assert "was built of it" in judged(tmp_path)["weights-0"].why
+
+
+def test_a_plan_that_holds_its_weights_keeps_the_one_store_that_it_serves_with(
+    tmp_path: Path,
+) -> None:
+    for age in range(4):
+        write_weights(tmp_path / f"fp8-{age}", "fp8", source=f"{age} ", written=1e9 - age)
+    write_engine(tmp_path / "plan", "fp8", "sm121", constants="3 recipe")
+    for machine in (NO_GPU, ON_SPARK):
+        assert removable(tmp_path, machine) == {"fp8-0", "fp8-1", "fp8-2"}
