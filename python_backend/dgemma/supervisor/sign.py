@@ -1,18 +1,18 @@
-"""A few words that one process leaves in a file for another, which also sees whether they are old.
+"""A few words that one process leaves for another, which also sees whether they are old.
 
-Knows files and the clock that processes of a machine share; knows nothing of what is said.
+Knows symbolic links and the clock that processes of a machine share; knows nothing of what is said.
+A link's target is kept where its name is, so that a few words need no room on a full disk.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-STATUS = "status.json"  # the supervisor's; in the directory that the supervised are told of
-FRONT = "front.json"  # the front's
+STATUS = "status"  # the supervisor's; in the directory that the supervised are told of
+FRONT = "front"  # the front's
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,15 @@ class Sign:
 def give(path: Path, words: str = "") -> None:
     """Leave the words, with the time; a reader finds either these or those before."""
     written = path.with_suffix(".new")
-    written.write_text(json.dumps({"words": words, "at": time.monotonic()}))
+    written.unlink(missing_ok=True)
+    written.symlink_to(f"{time.monotonic():.3f} {words}")
     os.replace(written, path)
 
 
 def read(path: Path) -> Sign | None:
     """The latest; None where there is none."""
     try:
-        found = json.loads(path.read_text())
-        return Sign(str(found["words"]), float(found["at"]))
-    except (OSError, ValueError, KeyError, TypeError):
+        at, _, words = os.readlink(path).partition(" ")
+        return Sign(words, float(at))
+    except (OSError, ValueError):
         return None

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -143,12 +144,27 @@ def test_an_old_announcement_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert said == "the supervisor does not answer"
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"words": "x"}', '{"words": "", "at": "?"}'])
-def test_what_is_no_sign_is_none(tmp_path: Path, content: str) -> None:
+def test_what_is_no_sign_is_none(tmp_path: Path) -> None:
     path = tmp_path / "sign"
     assert sign.read(path) is None
-    path.write_text(content)
+    path.write_text("1.0 words")
     assert sign.read(path) is None
+    path.unlink()
+    path.symlink_to("words")
+    assert sign.read(path) is None
+
+
+def test_signs_need_no_room(tmp_path: Path) -> None:
+    path = tmp_path / "sign"
+    limit, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, most))  # as if every disk were full
+    try:
+        for words in ("the model server does not answer", ""):
+            sign.give(path, words)
+            found = sign.read(path)
+            assert found is not None and found.words == words
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, most))
 
 
 def test_a_front_shows_that_it_goes_on(tmp_path: Path) -> None:
