@@ -25,6 +25,8 @@ class Asks(Protocol):
 
     def ask(self, question: Question) -> AsyncGenerator[Update, None]: ...
 
+    def reachable(self) -> bool: ...
+
 
 @dataclass(frozen=True)
 class Draft:

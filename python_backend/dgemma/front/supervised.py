@@ -38,7 +38,10 @@ class Announced:
         status = sign.read(self._path)
         if status is None or status.age_s > _STALE_S:
             return "the supervisor does not answer"
-        return status.words or None
+        if status.words:
+            return status.words
+        # The supervisor has a connection of its own, and may be faster.
+        return None if service.reachable() else "the model server cannot be reached yet"
 
 
 @asynccontextmanager

@@ -81,6 +81,11 @@ class Triton:
             response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
         )
 
+    def reachable(self) -> bool:
+        """Whether a request would be sent, and not refused while gRPC waits to connect again."""
+        state = self._channel.get_state(try_to_connect=True)
+        return state is not grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
     async def close(self) -> None:
         """Requests still running are cancelled."""
         await self._channel.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from pathlib import Path
 
 import grpc
 import httpx2
@@ -12,6 +13,7 @@ import pytest
 
 from dgemma.front.server import running
 from dgemma.front.settings import FrontSettings
+from dgemma.supervisor import sign
 from tests.dgemma.fake_triton import (
     FakeTriton,
     answer,
@@ -166,6 +168,26 @@ def test_a_triton_that_comes_again_is_found_at_once() -> None:
             while not ready():
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
+            assert http.post(COMPLETIONS, json=PROMPT).status_code == 200
+
+
+def test_a_supervised_front_is_ready_once_its_requests_are_sent_on(tmp_path: Path) -> None:
+    with FakeTriton(answer) as fake:
+        url = fake.url
+    settings = FrontSettings.load(triton_url=url, host="127.0.0.1", port=0, supervised=tmp_path)
+    with running(settings) as server, httpx2.Client(base_url=server.url) as http:
+
+        def ready() -> bool:
+            sign.give(tmp_path / sign.STATUS)
+            return http.get("/v1/health/ready").status_code == 200
+
+        assert http.post(COMPLETIONS, json=PROMPT).status_code == 503
+        assert not ready()
+        with FakeTriton(answer, port=int(url.partition(":")[2])):
+            deadline = time.monotonic() + 10
+            while not ready():
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
             assert http.post(COMPLETIONS, json=PROMPT).status_code == 200
 
 

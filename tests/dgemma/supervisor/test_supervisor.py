@@ -122,17 +122,32 @@ def test_a_stop_of_the_whole_machine_is_not_lived_through() -> None:
 # Signs
 
 
+class Reachable:
+    """A model server, or none."""
+
+    def __init__(self, reachable: bool = True) -> None:
+        self._reachable = reachable
+
+    def reachable(self) -> bool:
+        return self._reachable
+
+
+def trouble_of(readiness: Announced, reachable: bool = True) -> str | None:
+    return asyncio.run(readiness.trouble(Reachable(reachable)))  # type: ignore[arg-type]
+
+
 def test_the_front_is_as_ready_as_was_announced(tmp_path: Path) -> None:
     readiness, path = Announced(tmp_path), tmp_path / sign.STATUS
 
     def trouble() -> str | None:
-        return asyncio.run(readiness.trouble(None))  # type: ignore[arg-type]
+        return trouble_of(readiness)
 
     assert trouble() == "the supervisor does not answer"
     sign.give(path, "the model server is starting")
     assert trouble() == "the model server is starting"
     sign.give(path)
     assert trouble() is None
+    assert trouble_of(readiness, reachable=False) == "the model server cannot be reached yet"
     readiness.close("the front is stopping")
     assert trouble() == "the front is stopping"
 
@@ -140,8 +155,7 @@ def test_the_front_is_as_ready_as_was_announced(tmp_path: Path) -> None:
 def test_an_old_announcement_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sign.give(tmp_path / sign.STATUS)
     monkeypatch.setattr("dgemma.front.supervised._STALE_S", -1.0)
-    said = asyncio.run(Announced(tmp_path).trouble(None))  # type: ignore[arg-type]
-    assert said == "the supervisor does not answer"
+    assert trouble_of(Announced(tmp_path)) == "the supervisor does not answer"
 
 
 def test_what_is_no_sign_is_none(tmp_path: Path) -> None:
