@@ -10,12 +10,16 @@ import shutil
 import signal
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from dgemma.client import Client
+from dgemma.client_errors import ClientError
 from dgemma.tenants.days import Days
 from dgemma.triton_server import shared_memory
 from tests.accept.chaos_faults import (
+    ENDED_WITHIN_S,
     READY_AGAIN_S,
     SEED,
     WARM,
@@ -30,12 +34,14 @@ from tests.accept.chaos_faults import (
 )
 from tests.accept.chaos_load import CLIENTS, Load
 from tests.accept.chaos_mounts import Mounts, filled, free_bytes, of_size
-from tests.accept.chaos_service import Readiness, started, within
+from tests.accept.chaos_service import Readiness, Service, started, within
 from tests.accept.main_job import Line
 
 DISK_MIB = 16
 FULL_S = 5.0
 WRITTEN_WITHIN_S = 5.0
+LARGE_MIB = 3
+AFTER_S = 0.2  # until the next one is asked for
 _NOT_RUN = Line("a full file system", "not run: this process may not mount one", "")
 
 
@@ -111,8 +117,6 @@ def full_shared_memory(engine: Path, checkpoint: Path, rounds: int) -> Iterator[
         subject = Subject.of(service)
         for _ in range(rounds):
             yield from _without_shared_memory(subject)
-            with filled(shared_memory.DIRECTORY):
-                pass
         yield from ending(subject)
 
 
@@ -123,7 +127,7 @@ def _without_shared_memory(subject: Subject) -> Iterator[Line]:
         within(60, lambda: load.answered_over_both(0.0, WARM * CLIENTS))
         with filled(shared_memory.DIRECTORY) as taken:
             struck = time.monotonic()
-            time.sleep(FULL_S)
+            large = _ask_for_more(service, struck + FULL_S)
             full = [o for o in list(load.outcomes) if o.ended > struck]
         freed = time.monotonic()
         within(limit, lambda: readiness.first(True, freed) is not None)
@@ -138,6 +142,15 @@ def _without_shared_memory(subject: Subject) -> Iterator[Line]:
         + ("ready" if away is None else f"not ready after {away - struck:.1f} s"),
         "",
     )
+    longest = max(seconds for _, seconds in large)
+    ways = Counter(how for how, _ in large)
+    yield Line(
+        f"  prompts of {LARGE_MIB} MiB, for which there is no room",
+        ", ".join(f"{count} {how}" for how, count in ways.most_common())
+        + f"; the last after {longest:.1f} s",
+        f"<= {ENDED_WITHIN_S:g} s",
+        longest <= ENDED_WITHIN_S,
+    )
     yield Line(
         "  ready, once there is room",
         "never" if again is None else f"after {again - freed:.2f} s",
@@ -146,3 +159,19 @@ def _without_shared_memory(subject: Subject) -> Iterator[Line]:
     )
     yield afterwards(load.outcomes, again or freed, right)
     yield nothing_more(subject)
+
+
+def _ask_for_more(service: Service, until: float) -> list[tuple[str, float]]:
+    """Outcomes and seconds of prompts that need more shared memory than there is."""
+    found = []
+    while time.monotonic() < until:
+        began = time.monotonic()
+        with Client(service.grpc) as client:
+            try:
+                client.generate("7" * (LARGE_MIB << 20), timeout_s=30.0)
+                how = "answers"
+            except ClientError as error:
+                how = type(error).__name__
+        found.append((how, time.monotonic() - began))
+        time.sleep(AFTER_S)
+    return found

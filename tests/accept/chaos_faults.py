@@ -55,11 +55,10 @@ def lowest(service: Service, seconds: float = 3.0) -> Held:
 
 @dataclass(frozen=True)
 class Fault:
-    """`strike` does it. A fault that does not take the service `away` is not seen from outside."""
+    """What takes the service away; `strike` does it."""
 
     what: str
     strike: Callable[[Service], None]
-    away: bool = True
 
 
 def send(role: str, number: int) -> Callable[[Service], None]:
@@ -75,23 +74,21 @@ def suffered(subject: Subject, fault: Fault) -> Iterator[Line]:
         within(60, lambda: load.answered_over_both(0.0, WARM * CLIENTS))
         struck = time.monotonic()
         fault.strike(service)
-        if fault.away:
-            within(limit, lambda: readiness.first(False, struck) is not None)
+        within(limit, lambda: readiness.first(False, struck) is not None)
         away = readiness.first(False, struck)
         within(limit + 5, lambda: readiness.first(True, away or struck) is not None)
         again = readiness.first(True, away or struck)
         right = within(60, lambda: load.answered_over_both(again or struck, WARM * CLIENTS))
     yield in_flight(fault.what, load.outcomes, struck, again)
-    if fault.away:
-        yield Line(
-            "  not ready; ready again",
-            f"after {_seconds(away, struck)}; after {_seconds(again, struck)}",
-            f"<= {NOT_READY_WITHIN_S:g} s; <= {limit:.1f} s",
-            away is not None
-            and away - struck <= NOT_READY_WITHIN_S
-            and again is not None
-            and again - struck <= limit,
-        )
+    yield Line(
+        "  not ready; ready again",
+        f"after {_seconds(away, struck)}; after {_seconds(again, struck)}",
+        f"<= {NOT_READY_WITHIN_S:g} s; <= {limit:.1f} s",
+        away is not None
+        and away - struck <= NOT_READY_WITHIN_S
+        and again is not None
+        and again - struck <= limit,
+    )
     yield afterwards(load.outcomes, again or struck, right)
     yield nothing_more(subject)
 
@@ -131,6 +128,17 @@ def nothing_more(subject: Subject) -> Line:
     within(SETTLES_S, lambda: not subject.service.held().beyond(subject.before))
     more = subject.service.held().beyond(subject.before)
     return Line("  more than before", ", ".join(more) or "nothing", "nothing", not more)
+
+
+def nobody_there(service: Service) -> Line:
+    """That no slot and no place in the queue is taken."""
+    names = ("num_requests_running", "num_requests_waiting")
+
+    def busy() -> float:
+        return sum(service.metric(name) for name in names)
+
+    within(10, lambda: busy() == 0)
+    return Line("  slots and places still taken", f"{busy():g}", "0", busy() == 0)
 
 
 def ending(subject: Subject) -> Iterator[Line]:

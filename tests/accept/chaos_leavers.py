@@ -30,6 +30,7 @@ from tests.accept.chaos_faults import (
     afterwards,
     ending,
     in_flight,
+    nobody_there,
     nothing_more,
 )
 from tests.accept.chaos_load import CLIENTS, Load
@@ -76,16 +77,6 @@ def leavers(engine: Path, checkpoint: Path, cancels: int) -> Iterator[Line]:
             yield nobody_there(service)
             yield nothing_more(subject)
             yield from ending(subject)
-
-
-def nobody_there(service: Service) -> Line:
-    names = ("num_requests_running", "num_requests_waiting")
-
-    def busy() -> float:
-        return sum(service.metric(name) for name in names)
-
-    within(10, lambda: busy() == 0)
-    return Line("  slots and places still taken", f"{busy():g}", "0", busy() == 0)
 
 
 def _cancelled(ledger: Path) -> list[Entry]:

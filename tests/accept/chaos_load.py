@@ -116,6 +116,8 @@ class Load:
                     error = type(failure).__name__
                 self.outcomes.append(Outcome(over, began, time.monotonic(), right, error))
                 if error:
+                    await triton.close()  # gRPC would wait before it connects again
+                    triton = Triton(self._service.grpc)
                     await asyncio.sleep(AFTER_AN_ERROR_S)
         await triton.close()
 

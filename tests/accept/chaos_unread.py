@@ -10,7 +10,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,15 @@ import grpc
 from tritonclient.grpc import service_pb2
 
 from dgemma.kserve import STREAM_INFER, encode_request
-from tests.accept.chaos_faults import SEED, Subject, afterwards, ending, in_flight, nothing_more
-from tests.accept.chaos_leavers import nobody_there
+from tests.accept.chaos_faults import (
+    SEED,
+    Subject,
+    afterwards,
+    ending,
+    in_flight,
+    nobody_there,
+    nothing_more,
+)
 from tests.accept.chaos_load import Load
 from tests.accept.chaos_service import Readiness, Service, started, within
 from tests.accept.main_job import Line
@@ -117,14 +124,18 @@ def _is_dropped(opened: socket.socket) -> bool:
     return b"[DONE]" not in last
 
 
-def _over_grpc(service: Service) -> grpc.Channel:
-    """A channel with a stream on it that nobody takes anything from."""
-    channel = grpc.insecure_channel(service.grpc, options=[("grpc.http2.lookahead_bytes", 4096)])
-    infer = channel.unary_stream(
-        STREAM_INFER,
-        request_serializer=service_pb2.ModelInferRequest.SerializeToString,
-        response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
-    )
-    request = encode_request("x", "draft", {**ENDLESS, "max_new_tokens": 900})
-    infer(request, timeout=300)
-    return channel
+@contextmanager
+def _over_grpc(service: Service) -> Iterator[None]:
+    """A stream that nobody takes anything from; the client leaves after the block."""
+    with grpc.insecure_channel(service.grpc) as channel:
+        infer = channel.unary_stream(
+            STREAM_INFER,
+            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
+            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
+        )
+        request = encode_request("x", "draft", {**ENDLESS, "max_new_tokens": 900})
+        call = infer(request, timeout=300)
+        try:
+            yield
+        finally:
+            call.cancel()
