@@ -19,7 +19,7 @@ export PATH := $(BIN):$(PATH)
 export HF_HUB_OFFLINE := 1
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo serve test bench accept-1 accept-2 accept-3 accept-4 image-check train-demo evaluate-demo evaluate-precisions clean help
+.PHONY: demo serve test bench accept-1 accept-2 accept-3 accept-4 soak image-check train-demo evaluate-demo evaluate-precisions clean help
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -66,10 +66,16 @@ accept-3: $(VENV)/.test
 	$(BIN)/python -m tests.accept.many_users --engine $(ENGINE) --checkpoint $(CHECKPOINT)
 	exec $(BIN)/python -m tests.accept.simulated
 
-## make accept-4       the slow checks of the whole service's surface; ACCEPT="--only soak" for 30 minutes of load
+## make accept-4       the slow checks of the whole service: its surface, and faults under load
 accept-4: $(VENV)/.test
 	@$(BUILD_ENGINE)
-	exec $(BIN)/python -m tests.accept.surface --engine $(ENGINE) --checkpoint $(CHECKPOINT) $(ACCEPT)
+	$(BIN)/python -m tests.accept.surface --engine $(ENGINE) --checkpoint $(CHECKPOINT)
+	exec $(BIN)/python -m tests.accept.chaos --engine $(ENGINE) --checkpoint $(CHECKPOINT)
+
+## make soak           30 minutes at 80 % of what the service can do
+soak: $(VENV)/.test
+	@$(BUILD_ENGINE)
+	exec $(BIN)/python -m tests.accept.surface --engine $(ENGINE) --checkpoint $(CHECKPOINT) --only soak
 
 ## make image-check    build the image for CPUs without a registry and serve from it; as root, with buildah
 image-check: $(VENV)/.test
