@@ -31,6 +31,9 @@ from dgemma.triton_server.tls import Tls
 # After the drain time-out: for models to be unloaded and processes to end.
 EXIT_GRACE_S = 15.0
 _LAST_LINES = 30
+# Protocols of Triton's that need a header which nobody is told. Models cannot be loaded or unloaded
+# anyway: Triton's model control is off unless it is asked for.
+RESTRICTED = "logging,trace,shared-memory"
 
 
 class TritonServer:
@@ -226,6 +229,8 @@ class TritonServer:
             f"--grpc-port={self._ports['gRPC']}",
             # The only way in which a model learns who asks: it becomes a request's parameter.
             "--grpc-header-forward-pattern=authorization",
+            # Whoever may ask for text must not be able to change the log or open our memory.
+            f"--grpc-restricted-protocol={RESTRICTED}:admin={secrets.token_hex(16)}",
             f"--metrics-address={self._host}",
             f"--metrics-port={self._ports['metrics']}",
             *(self._tls.options if self._tls else ()),
