@@ -78,9 +78,9 @@ def bring_from_hub(source: Hub, root: Path, progress: Progress) -> FoundCheckpoi
         origin = f"hf://{source.repository}@{revision}"
         manifest_of(work, files, origin, revision).write(work)
         settle(work, place)
-    found = read(place)
-    assert isinstance(found, FoundCheckpoint), found
-    return found
+    arrived = read(place)
+    assert isinstance(arrived, FoundCheckpoint), arrived
+    return arrived
 
 
 def _apart(call: Callable[[], object]) -> None:
@@ -181,12 +181,12 @@ def _explained(source: Hub) -> Iterator[None]:
 
 def _bar(progress: Progress) -> Any:
     """What the client shows, which is how many bytes were written."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
-    class Forward(tqdm):  # type: ignore[misc,type-arg]
+    class Forward(tqdm):
         def __init__(self, *arguments: Any, **options: Any) -> None:
             self._counts = options.get("name") == "huggingface_hub.snapshot_download"
-            super().__init__(*arguments, **options | {"disable": True})
+            super().__init__(*arguments, **options | {"disable": True})  # type: ignore[no-untyped-call]
 
         def update(self, n: float | None = 1) -> None:
             if self._counts and n:

@@ -77,12 +77,10 @@ def bring(picked: Picked, source: Path, root: Path, progress: Progress) -> list[
     Raises ConfigurationError where it does not fit, DownloadFailed where it is damaged.
     """
     target = Inventory.of(root) if root.is_dir() else None
-    there = {f.id: f.directory for f in (*target.engines, *target.weights)} if target else {}
-    missing = [
-        found
-        for found in (*picked.engines, *picked.weights)
-        if found.id not in there or not _is_whole(there[found.id])
-    ]
+    held: list[FoundEngine | FoundWeights] = [*target.engines, *target.weights] if target else []
+    there = {found.id: found.directory for found in held}
+    wanted: list[FoundEngine | FoundWeights] = [*picked.engines, *picked.weights]
+    missing = [found for found in wanted if found.id not in there or not _is_whole(there[found.id])]
     size = sum(found.size for found in missing)
     check_space(root, size + sum(c.size for c in picked.checkpoints), source)
     for found in missing:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,8 +184,9 @@ def _verdict(found: Found, reasons: dict[Path, str], root: Path) -> Verdict:
         return Verdict(found, True, reasons[directory])
     if directory == root or not directory.resolve().is_relative_to(root.resolve()):
         return Verdict(found, True, "not inside the store")
-    whole = isinstance(found, FoundEngine | FoundWeights | FoundCheckpoint)
-    known = found.manifest.files if whole else ()
+    known: Collection[str] = ()
+    if isinstance(found, FoundEngine | FoundWeights | FoundCheckpoint):
+        known = found.manifest.files
     if others := foreign(directory, known):
         return Verdict(found, True, f"holds {', '.join(others[:3])}, which are not this software's")
     if (owner := builder_of(_becomes(directory))) is not None:
