@@ -18,7 +18,7 @@ from dgemma.metrics.families import FAMILIES, Family
 from dgemma.metrics.metrics import DEVICE
 from dgemma.triton_server.server import TritonServer
 from dgemma_build.demo.prompts import count_prompt
-from tests.triton.scraped import Page, scrape, scrape_until
+from tests.triton.scraped import Page, scrape_settled
 
 MODEL = {"model_name": "diffusion_gemma"}
 PROMPTS = [count_prompt(3), count_prompt(40), "x", count_prompt(3) + "y" * 200]
@@ -50,15 +50,13 @@ def watched(server: TritonServer) -> Watched:
             prompt = PROMPTS[seed % len(PROMPTS)]
             return client.generate(prompt, seed=seed, **SETTINGS).usage
 
-    # Requests are noted in the order of their ends: behind this one, all earlier ones are.
-    known = scrape(server).total("dgemma_requests_total", outcome="length")
     ask(0)
-    before = scrape_until(server, known + 1, "length")
+    before = scrape_settled(server)
     with Client(server.grpc_url) as client, pytest.raises(RequestRejected):
         client.generate("x", max_new_tokens=0)
     with ThreadPoolExecutor(4) as clients:
         usages = list(clients.map(ask, range(1, 13)))
-    return Watched(before, scrape_until(server, known + 13, "length"), usages)
+    return Watched(before, scrape_settled(server), usages)
 
 
 def test_counters_are_the_sums_of_what_the_answers_said(watched: Watched) -> None:
