@@ -6,23 +6,18 @@ runs the demo checkpoint on the `cpu` engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from tests.accept.chaos_disks import full_disk, full_shared_memory
 from tests.accept.chaos_faults import kills
 from tests.accept.chaos_leavers import leavers
 from tests.accept.chaos_mounts import enter_namespace
 from tests.accept.chaos_unread import unread
-from tests.accept.main_job import Line, table
-from tests.bench.__main__ import WIDTH
-
-Part = Callable[[Path, Path, int], Iterator[Line]]
+from tests.accept.parts import Part, report
 
 
 class Name(StrEnum):
@@ -54,17 +49,8 @@ def main(
     ] = 1.0,
 ) -> None:
     """Print the table; five minutes. The exit code is 1 where a promise does not hold."""
-    engine, checkpoint = engine.resolve(), checkpoint.resolve()
     enter_namespace()  # before there are threads
-    progress = Console(stderr=True)
-    lines: list[Line] = []
-    for name in only or PARTS:
-        run, rounds = PARTS[name]
-        for line in run(engine, checkpoint, max(1, round(rounds * share))):
-            progress.print(f"{line.what}: {line.seen}", highlight=False, markup=False)
-            lines.append(line)
-    Console(width=WIDTH).print(table(lines, "faults under load"))
-    raise typer.Exit(int(any(line.holds is False for line in lines)))
+    report((PARTS[name] for name in only or PARTS), engine, checkpoint, share, "faults under load")
 
 
 if __name__ == "__main__":

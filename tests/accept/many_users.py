@@ -6,25 +6,20 @@ checkpoint. What needs the speed of a GPU is asked of the simulated engine elsew
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from tests.accept.leaving import leaving
-from tests.accept.main_job import Line, table
+from tests.accept.parts import Part, report
 from tests.accept.reuse import closeness
 from tests.accept.same_answers import identity
 from tests.accept.second_turn import second_turn
 from tests.accept.sixteen import sixteen
 from tests.accept.storm import in_process
 from tests.accept.storm_served import through_triton
-from tests.bench.__main__ import WIDTH
-
-Part = Callable[[Path, Path, int], Iterator[Line]]
 
 
 class Name(StrEnum):
@@ -60,16 +55,7 @@ def main(
     ] = 1.0,
 ) -> None:
     """Print the table; half an hour. The exit code is 1 where a promise does not hold."""
-    engine, checkpoint = engine.resolve(), checkpoint.resolve()
-    progress = Console(stderr=True)
-    lines: list[Line] = []
-    for name in only or PARTS:
-        run, rounds = PARTS[name]
-        for line in run(engine, checkpoint, max(1, round(rounds * share))):
-            progress.print(f"{line.what}: {line.seen}", highlight=False, markup=False)
-            lines.append(line)
-    Console(width=WIDTH).print(table(lines, "many users at once"))
-    raise typer.Exit(int(any(line.holds is False for line in lines)))
+    report((PARTS[name] for name in only or PARTS), engine, checkpoint, share, "many users at once")
 
 
 if __name__ == "__main__":

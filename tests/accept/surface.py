@@ -6,23 +6,20 @@ real `cpu` engine, and everything is asked from outside.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from tests.accept.canary import canary
 from tests.accept.contract import contract
 from tests.accept.fuzz import fuzz
-from tests.accept.main_job import Line, table
+from tests.accept.main_job import Line
+from tests.accept.parts import Part, report
 from tests.accept.soak import soak
-from tests.bench.__main__ import WIDTH
 from tests.bench.front import PROMISED_MS, STREAMS, added_ms
-
-Part = Callable[[Path, Path, int], Iterator[Line]]
 
 
 class Name(StrEnum):
@@ -70,17 +67,9 @@ def main(
     minutes: Annotated[int, typer.Option(help="Of the soak, before `share`.", min=1)] = 30,
 ) -> None:
     """Print the table; ten minutes. The exit code is 1 where a promise does not hold."""
-    engine, checkpoint = engine.resolve(), checkpoint.resolve()
-    progress = Console(stderr=True)
-    lines: list[Line] = []
-    for name in only or UNLESS_ASKED:
-        run, rounds = PARTS[name]
-        rounds = minutes if name is Name.SOAK else rounds
-        for line in run(engine, checkpoint, max(1, round(rounds * share))):
-            progress.print(f"{line.what}: {line.seen}", highlight=False, markup=False)
-            lines.append(line)
-    Console(width=WIDTH).print(table(lines, "the surface"))
-    raise typer.Exit(int(any(line.holds is False for line in lines)))
+    parts = PARTS | {Name.SOAK: (soak, minutes)}
+    chosen = (parts[name] for name in only or UNLESS_ASKED)
+    report(chosen, engine, checkpoint, share, "the surface")
 
 
 if __name__ == "__main__":
