@@ -1,7 +1,7 @@
 """The `cpu` engine: a pass through onnxruntime.
 
-Knows how to load an engine directory and how to run again with more expert capacity; knows
-nothing of sampling.
+Knows how to load an engine directory, how to spread rows over cores and how to run again with more
+expert capacity; knows nothing of sampling.
 """
 
 from __future__ import annotations
