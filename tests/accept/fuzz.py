@@ -38,15 +38,11 @@ LONGEST: dict[str, Any] = {
 }
 CROWD, CROWDS = 32, 3
 SETTLING = 300
-# The C library keeps what is freed, apart for every one of Triton's threads. With few such arenas,
-# and none for large blocks, what grows is what somebody holds.
-TIDY = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "65536"}
 ENVIRONMENT = {
     "NIM_LOG_LEVEL": "error",
     "DGEMMA_HTTP_READ_TIMEOUT_S": "2",  # many bodies never come
     # What is kept of prompts has to be full once warm.
     "DGEMMA_PREFIX_CACHE_MIB": "1",
-    **TIDY,
 }
 SHOWN = 4  # of what was wrong
 

@@ -23,7 +23,7 @@ from rich.progress import Progress
 
 from dgemma.client_errors import ClientError
 from dgemma.front.triton import Question, Triton
-from tests.accept.fuzz import TIDY, crowd, growth
+from tests.accept.fuzz import crowd, growth
 from tests.accept.main_job import Line
 from tests.accept.surface_service import Surface, Traces, surface
 from tests.bench.workload import LONGEST, tasks
@@ -171,7 +171,7 @@ def soak(engine: Path, checkpoint: Path, minutes: int) -> Iterator[Line]:
             engine,
             checkpoint,
             Path(scratch),
-            {"DGEMMA_SLOTS": str(SLOTS), "NIM_LOG_LEVEL": "warning", **TIDY},
+            {"DGEMMA_SLOTS": str(SLOTS), "NIM_LOG_LEVEL": "warning"},
         ) as service,
         Progress(console=Console(stderr=True), transient=True) as progress,
     ):

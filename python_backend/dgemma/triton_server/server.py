@@ -34,6 +34,9 @@ _LAST_LINES = 30
 # Protocols of Triton's that need a header which nobody is told. Models cannot be loaded or unloaded
 # anyway: Triton's model control is off unless it is asked for.
 RESTRICTED = "logging,trace,shared-memory"
+# The C library keeps what is freed, apart for each of Triton's threads: with as many arenas as it
+# would have, the server's memory creeps up for hours. The environment may say otherwise.
+_ALLOCATOR = {"MALLOC_ARENA_MAX": "2"}
 
 
 class TritonServer:
@@ -244,7 +247,7 @@ class TritonServer:
             return subprocess.Popen(
                 command,
                 cwd=directory,  # it is on the models' sys.path
-                env={**os.environ, **installation.environment, **self._env},
+                env={**_ALLOCATOR, **os.environ, **installation.environment, **self._env},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
