@@ -180,7 +180,8 @@ def _around(rng: random.Random) -> Asked:
         for _ in range(rng.randint(1, 3)):
             _parameter(rng, message.parameters[rng.choice(PARAMETERS)])
     elif change == 5:
-        value = rng.choice(["", "x", "Bearer x", "Basic x", "Bearer " + "a" * 4000, "Bearer {}"])
+        length = rng.choice([4_000, 8_000, 12_000, 20_000, 200_000])
+        value = rng.choice(["", "x", "Bearer x", "Basic x", "Bearer " + "a" * length, "Bearer {}"])
         metadata = ((rng.choice(["authorization", "x-other"]), value),)
     else:
         del message.inputs[:]

@@ -31,6 +31,7 @@ STATUSES = {
     grpc.StatusCode.UNIMPLEMENTED,
 }
 WAIT_S = 60.0  # for one answer
+LARGE = 8 * 1024  # bytes of metadata, above which gRPC may refuse a call
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Asked:
     method: str = STREAM
     metadata: tuple[tuple[str, str], ...] = ()
     is_message: bool = True  # else its call may end without a response
+
+    @property
+    def metadata_bytes(self) -> int:
+        return sum(len(key) + len(value) for key, value in self.metadata)
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,8 @@ class Answered:
 
     def wrong(self, asked: Asked) -> str:
         """What may not be; empty where all is well."""
+        if self.status is grpc.StatusCode.RESOURCE_EXHAUSTED and asked.metadata_bytes > LARGE:
+            return ""
         if asked.is_message and self.status not in STATUSES:
             return f"{self.status.name} {self.said[:100]}"
         ended = self.status is grpc.StatusCode.OK and asked.method == STREAM
