@@ -17,6 +17,7 @@ import pytest
 from dgemma.client import Client, ClientError
 from dgemma.log_lines import is_ours
 from dgemma.triton_server.processes import session_members
+from tests.triton.scraped import Page
 from tests.triton.servers import Serve, Traces, kill, serving, wait_for
 from tests.triton.test_shutdown import LONG
 
@@ -56,6 +57,11 @@ class Service:
 
     def wait_until_ready(self) -> None:
         wait_for("the service is ready", lambda: self.status() == 200)
+
+    def starts(self) -> dict[str, float]:
+        """How often each part has been started, by the metrics."""
+        page = Page.of(httpx2.get(f"{self.http}/v1/metrics", timeout=5.0).text)
+        return {part: page.total("dgemma_starts_total", part=part) for part in ("triton", "front")}
 
     def files(self) -> int:
         return len(list(Path(f"/proc/{self.serve.process.pid}/fd").iterdir()))
@@ -148,6 +154,7 @@ def test_a_fault_is_seen_answered_and_repaired(service: Service, fault: str) -> 
     victim, strike, over_grpc = FAULTS[fault]
     service.wait_until_ready()
     files, triton, front = service.files(), service.triton, service.serve.child("front")
+    starts = service.starts()
     regions = triton.regions
     with in_flight(service, over_grpc) as ended:
         if fault == "triton is killed":
@@ -161,6 +168,8 @@ def test_a_fault_is_seen_answered_and_repaired(service: Service, fault: str) -> 
     assert max(ended) - began < ANSWERED_WITHIN_S
     with Client(service.grpc) as client:
         assert client.generate("x", timeout_s=60, **LONG).finish_reason == "length"
+    starts["triton" if over_grpc else "front"] += 1
+    assert service.starts() == starts
     if over_grpc:
         assert triton.processes == []
         assert [region for region in regions if region.exists()] == []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,15 @@ from dgemma.front.errors import HttpError
 from dgemma.front.fields import Body, read_body
 from dgemma.front.formats import ChatFormat, TextFormat
 from dgemma.front.health import Judge
-from dgemma.front.metrics import CONTENT_TYPE, label, metrics
+from dgemma.front.metrics import CONTENT_TYPE, Own, joined, label, of_triton
 from dgemma.front.service import FrontService, json_response
 from dgemma.front.settings import FrontSettings
 from dgemma.front.sse import CLIENT_GONE, ClientGone
-from dgemma.front.supervised import beating
+from dgemma.front.supervised import beating, starts
 
 logger = logging.getLogger(__name__)
 
+_SCRAPE_S = 1.0  # for a readiness that has to be found out first
 _PAGE = Path(__file__).with_name("page.html")
 # The page needs nothing from anywhere else, and gets nothing.
 _POLICY = (
@@ -114,8 +115,8 @@ def create_app(settings: FrontSettings, readiness: Judge) -> ASGIApp:
 
     @app.get("/v1/metadata")
     async def metadata() -> Response:
-        page = await metrics(settings.triton_metrics_url, doorway.requests)
-        profile = label(page, "dgemma_profile_info", "id") or ""
+        page = await of_triton(settings.triton_metrics_url)
+        profile = label(page or "", "dgemma_profile_info", "id") or ""
         return json_response(info.metadata(settings.model_names, profile))
 
     @app.get("/v1/manifest")
@@ -133,7 +134,12 @@ def create_app(settings: FrontSettings, readiness: Judge) -> ASGIApp:
 
     @app.get("/v1/metrics")
     async def metrics_page() -> Response:
-        page = await metrics(settings.triton_metrics_url, doorway.requests)
+        is_ready = False
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_SCRAPE_S):
+                is_ready = await readiness.trouble(service.triton) is None
+        own = Own(doorway.requests, is_ready, starts(settings.supervised))
+        page = joined(own, await of_triton(settings.triton_metrics_url))
         return PlainTextResponse(page, media_type=CONTENT_TYPE)
 
     @app.get("/", include_in_schema=False)

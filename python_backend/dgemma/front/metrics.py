@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import urllib.error
 import urllib.request
-from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 from dgemma.metrics.families import Family
 
@@ -21,17 +22,37 @@ FAMILIES = (
         ("endpoint", "status"),
     ),
     Family("dgemma_http_triton_metrics_up", "gauge", "1 where Triton's metrics are in this text"),
+    Family("dgemma_ready", "gauge", "1 where /v1/health/ready says so"),
+    Family(
+        "dgemma_starts_total",
+        "counter",
+        "How often the supervisor has started a part, triton or front; 1 where it never failed",
+        ("part",),
+    ),
 )
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-async def metrics(triton_url: str, requests: Counter[tuple[str, int]]) -> str:
-    """Triton's metrics where it answers, and the front's own."""
+@dataclass(frozen=True)
+class Own:
+    """What the front knows by itself."""
+
+    requests: Mapping[tuple[str, int], int]  # by endpoint and status
+    ready: bool
+    starts: Mapping[str, int]  # by part; empty without a supervisor
+
+
+async def of_triton(url: str) -> str | None:
+    """Triton's metrics; None where it does not answer."""
     try:
-        theirs = await asyncio.to_thread(_fetch, triton_url)
+        return await asyncio.to_thread(_fetch, url)
     except (OSError, ValueError):
-        theirs = None
-    return "".join([_ours(requests, theirs is not None), theirs or ""])
+        return None
+
+
+def joined(own: Own, theirs: str | None) -> str:
+    """The front's metrics, and behind them Triton's."""
+    return _ours(own, theirs is not None) + (theirs or "")
 
 
 def _fetch(url: str) -> str:
@@ -42,13 +63,16 @@ def _fetch(url: str) -> str:
     return text
 
 
-def _ours(requests: Counter[tuple[str, int]], triton: bool) -> str:
-    answered, up = FAMILIES
+def _ours(own: Own, triton: bool) -> str:
+    answered, up, ready, starts = FAMILIES
     lines = _head(answered)
-    for (endpoint, status), count in sorted(requests.items()):
+    for (endpoint, status), count in sorted(own.requests.items()):
         labels = f'endpoint="{endpoint}",status="{status}"'
         lines.append(f"{answered.name}{{{labels}}} {count}")
     lines += [*_head(up), f"{up.name} {int(triton)}"]
+    lines += [*_head(ready), f"{ready.name} {int(own.ready)}"]
+    lines += _head(starts)
+    lines += [f'{starts.name}{{part="{part}"}} {count}' for part, count in own.starts.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -44,6 +44,13 @@ class Announced:
         return None if service.reachable() else "the model server cannot be reached yet"
 
 
+def starts(directory: Path | None) -> dict[str, int]:
+    """How often each part has been started; nothing where there is no supervisor."""
+    found = None if directory is None else sign.read(directory / sign.STARTS)
+    pairs = (word.partition("=") for word in (found.words.split() if found else ()))
+    return {part: int(count) for part, _, count in pairs if count.isdigit()}
+
+
 @asynccontextmanager
 async def beating(directory: Path | None) -> AsyncIterator[None]:
     """Inside the block the supervisor sees that this event loop goes on."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 STATUS = "status"  # the supervisor's; in the directory that the supervised are told of
 FRONT = "front"  # the front's
+STARTS = "starts"  # how often the supervisor has started each part: triton=2 front=1
 
 
 @dataclass(frozen=True)

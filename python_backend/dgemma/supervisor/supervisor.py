@@ -9,6 +9,7 @@ import asyncio
 import logging
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -66,8 +67,9 @@ class Supervisor:
         on_stop: Callable[[], None],
         drain_delay_s: float = 0.0,
     ) -> None:
-        """`status` is the file that readiness is announced in. `on_ready` is called whenever the
-        service has become ready, and `on_stop` once, when the first part is asked to end.
+        """`status` is the file that readiness is announced in; how often each part was started
+        stands beside it. `on_ready` is called whenever the service has become ready, and `on_stop`
+        once, when the first part is asked to end.
         """
         self._machine, self._parts, self._status = machine, parts, status
         self._on_ready, self._on_stop, self._drain_delay_s = on_ready, on_stop, drain_delay_s
@@ -76,6 +78,7 @@ class Supervisor:
         self._events: asyncio.Queue[tuple[Part | None, int, Event]] = asyncio.Queue()
         self._watches: dict[Part, asyncio.Task[None]] = {}
         self._lives: dict[Part, int] = dict.fromkeys(parts, 0)
+        self._starts: Counter[Part] = Counter()
         self._ready = self._stopping = False
         self._words, self._signed_at = "the service is starting", -float("inf")
 
@@ -138,6 +141,10 @@ class Supervisor:
 
     def _start(self, part: Part) -> None:
         self._lives[part] += 1
+        self._starts[part] += 1
+        with suppress(OSError):
+            words = " ".join(f"{name}={count}" for name, count in self._starts.items())
+            sign.give(self._status.with_name(sign.STARTS), words)
         tell = partial(self._told, part, self._lives[part])
         try:
             self._parts[part].start()

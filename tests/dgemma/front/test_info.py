@@ -214,11 +214,14 @@ def test_the_metrics_are_triton_s_and_our_own() -> None:
     assert TRITON_METRICS in page.text
     assert 'dgemma_http_requests_total{endpoint="/v1/version",status="200"} 1\n' in page.text
     assert "dgemma_http_triton_metrics_up 1\n" in page.text
+    assert "dgemma_ready 0\n" in page.text
     assert profile == "abc123"
 
 
 def test_without_triton_s_metrics_there_are_ours(http: httpx2.Client, stage: Stage) -> None:
-    assert "dgemma_http_triton_metrics_up 0\n" in http.get("/v1/metrics").text
+    page = http.get("/v1/metrics").text
+    assert "dgemma_http_triton_metrics_up 0\n" in page
+    assert "dgemma_ready 1\n" in page
 
 
 def test_a_label_is_found_by_its_name() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from dgemma.errors import ConfigurationError
-from dgemma.front.supervised import Announced, beating
+from dgemma.front.supervised import Announced, beating, starts
 from dgemma.supervisor import sign
 from dgemma.supervisor.events import Ended, Event, Exit, Failed, Part, Up
 from dgemma.supervisor.machine import Machine, Policy
@@ -89,6 +89,7 @@ def test_a_part_that_fails_is_started_again(tmp_path: Path) -> None:
     part = FakePart(die_once)
     assert supervise(part, tmp_path) == (Exit(0), ["ready", "ready", "stopping"])
     assert part.events == ["start", "kill", "start", "stop", "kill"]
+    assert starts(tmp_path) == {"triton": 2}
 
 
 def test_a_second_signal_cuts_the_stop_short(tmp_path: Path) -> None:
