@@ -6,7 +6,7 @@
   "image" "platform" "precision" "gpu" "replicas" "autoscaling" "autoscalingRange" "spread"
   "job" "jobStore" "readOnlyStore" "claim" "hostPath" "airGapped" "checkpoint" "filled" "revision"
   "memory" "tenants" "tenantsTwice" "tenantsUnused" "tls" "mtls" "gateway" "ingress"
-  "baselinePlatform" -}}
+  "baselinePlatform" "latest" "extraEnv" "podLabels" -}}
 {{- with include (printf "dgemma.rule.%s" .) $ -}}
 {{- $wrong = append $wrong . -}}
 {{- end -}}
@@ -180,6 +180,32 @@ ingress.host: not set; name the host that clients ask
 {{- $engine := get . .engine -}}
 {{- if and .enabled (not (has $.Values.platform.name $engine.platforms)) -}}
 baseline.engine: {{ .engine }} ({{ $engine.image }}) is known to run {{ .model }} on {{ join ", " $engine.platforms }}, not on {{ $.Values.platform.name }}; choose another engine, or set baseline.{{ .engine }}.image and .platforms if you know better
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "dgemma.rule.latest" -}}
+{{- range $value, $image := dict "image.tag" .Values.image.tag "baseline.vllm.image" .Values.baseline.vllm.image "baseline.trtllm.image" .Values.baseline.trtllm.image -}}
+{{- if eq (splitList ":" $image | last) "latest" -}}
+{{ $value }}: latest is another image tomorrow; name a version{{ "\n" }}
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "dgemma.rule.extraEnv" -}}
+{{- $ours := list -}}
+{{- range include "dgemma.serverEnv" . | fromYamlArray -}}{{- $ours = append $ours .name -}}{{- end -}}
+{{- range .Values.extraEnv -}}
+{{- if has .name $ours -}}
+extraEnv: {{ .name }} is set by the chart already; change the value that it comes from: see templates/_server.tpl and _pod.tpl
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "dgemma.rule.podLabels" -}}
+{{- range $label, $_ := .Values.podLabels -}}
+{{- if hasKey (include "dgemma.selector" (list $ "") | fromYaml) $label -}}
+podLabels: {{ $label }} is what the chart finds its pods by; leave it out
 {{- end -}}
 {{- end -}}
 {{- end }}
