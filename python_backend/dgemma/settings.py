@@ -178,8 +178,8 @@ class Settings(CommonSettings):
         ge=0,
         le=86_400,
         validation_alias="DGEMMA_GRPC_MAX_CONNECTION_AGE_S",
-        description="whole seconds after which clients are asked to connect anew, and so meet other "
-        "replicas; what runs is finished first: 0, never, to 86400",
+        description="whole seconds after which clients are asked to connect anew, and so meet "
+        "other replicas; what runs is finished first: 0, never, to 86400",
     )
     ssl_mode: Annotated[Literal["disabled", "tls", "mtls"], BeforeValidator(lower)] = Field(
         "disabled",

@@ -1,4 +1,4 @@
-"""How the tests reach the service: addresses, certificates and the API key come from the environment.
+"""How the tests reach the service: addresses, certificates and API key are in the environment.
 
 Knows HTTP and gRPC credentials; knows nothing of what a right answer is.
 """

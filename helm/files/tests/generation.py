@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import asking
 import grpc
+
+import asking
 from dgemma.client import Client, ClientError
 
 

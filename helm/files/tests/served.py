@@ -12,10 +12,11 @@ page = text("/v1/metrics")
 
 
 def labels(name: str) -> dict[str, str]:
-    for line in page.splitlines():
-        if line.startswith(f"{name}{{") and line.rstrip().endswith((" 1", " 1.0", " 1.000000")):
-            return dict(re.findall(r'(\w+)="([^"]*)"', line))
-    failed(f"/v1/metrics has no {name} of 1")
+    """Those of the one sample of a metric whose value is 1."""
+    found = re.search(rf"^{name}\{{(.*)\}} 1(\.0*)?$", page, re.MULTILINE)
+    if found is None:
+        failed(f"/v1/metrics has no {name} of 1")
+    return dict(re.findall(r'(\w+)="([^"]*)"', found[1]))
 
 
 engine, profile = labels("dgemma_engine_info"), labels("dgemma_profile_info")

@@ -64,8 +64,8 @@ class TritonServer:
         """`env` is added to this process's environment. Port 0 takes a free one. The server writes
         to the file or the descriptor `log`, without one to our stderr. `drain_timeout_s` is what
         running requests get at the end. A gRPC connection of `max_connection_age_s` takes no more
-        requests, and is closed behind its last one; 0 sets no such limit. `options` are more of tritonserver's own. With `tls`, gRPC
-        is spoken over it alone.
+        requests, and is closed behind its last one; 0 sets no such limit. `options` are more of
+        tritonserver's own. With `tls`, gRPC is spoken over it alone.
         """
         self._model_repository, self._env = model_repository.resolve(), dict(env or {})
         self._host, self._log, self._options = host, log, tuple(options)
