@@ -1,5 +1,5 @@
 # `runtime` serves on GPUs from NVIDIA's Triton image, `cpu` from the Triton in the nvidia-pytriton
-# wheel. Engines and weights are mounted. See docs/container.md.
+# wheel. Engines and weights are mounted, all but the demo checkpoint's. See docs/container.md.
 
 ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver
 ARG TRITON_TAG=26.06-py3
@@ -45,6 +45,7 @@ RUN --mount=type=bind,from=builder,source=/wheels,target=/wheels \
     && install -d -o 1000 -g 0 -m 0775 /opt/nim/.cache
 COPY LICENSE /opt/nim/
 COPY model_repository /opt/nim/model_repository
+COPY build/demo /opt/nim/demo
 # The name is for libraries that ask for the user's, whatever uid that is.
 ENV PATH=/opt/dgemma/bin:${PATH} HOME=/tmp LOGNAME=dgemma XDG_CACHE_HOME=/opt/nim/.cache \
     PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
@@ -76,6 +77,7 @@ RUN --mount=type=bind,from=builder,source=/wheels,target=/wheels \
     && install -d -o 1000 -g 0 -m 0775 /opt/nim/.cache
 COPY LICENSE /opt/nim/
 COPY model_repository /opt/nim/model_repository
+COPY build/demo /opt/nim/demo
 ENV PATH=/opt/dgemma/bin:${PATH} HOME=/tmp LOGNAME=dgemma XDG_CACHE_HOME=/opt/nim/.cache \
     PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
 WORKDIR /opt/nim

@@ -120,6 +120,7 @@ def _triton(settings: Everything, log: int | None) -> TritonPart:
         metrics_port=service.metrics_port,
         log=log,
         drain_timeout_s=service.drain_timeout_s,
+        max_connection_age_s=service.grpc_max_age_s,
         tls=service.tls,
     )
     server.reserve_ports()

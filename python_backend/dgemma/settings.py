@@ -179,6 +179,14 @@ class Settings(CommonSettings):
         validation_alias="NIM_TRITON_METRICS_PORT",
         description="0 to 65535; 0 takes any free port",
     )
+    grpc_max_age_s: int = Field(
+        0,
+        ge=0,
+        le=86_400,
+        validation_alias="DGEMMA_GRPC_MAX_CONNECTION_AGE_S",
+        description="whole seconds after which clients are asked to connect anew, and so meet "
+        "other replicas; what runs is finished first: 0, never, to 86400",
+    )
     ssl_mode: Annotated[Literal["disabled", "tls", "mtls"], BeforeValidator(lower)] = Field(
         "disabled",
         validation_alias="NIM_SSL_MODE",

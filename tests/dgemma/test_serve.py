@@ -81,7 +81,8 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
 
 
 def test_the_settings_reach_the_server_and_its_models(stage: Stage, tmp_path: Path) -> None:
-    assert serve([f"DGEMMA_MODEL_REPOSITORY={tmp_path}", "DGEMMA_SLOTS=5"]) == Exit(0)
+    given = ["DGEMMA_SLOTS=5", "DGEMMA_GRPC_MAX_CONNECTION_AGE_S=9"]
+    assert serve([f"DGEMMA_MODEL_REPOSITORY={tmp_path}", *given]) == Exit(0)
     environment = stage.server.pop("env")
     assert stage.server == {
         "model_repository": tmp_path,
@@ -90,6 +91,7 @@ def test_the_settings_reach_the_server_and_its_models(stage: Stage, tmp_path: Pa
         "metrics_port": 0,
         "log": None,
         "drain_timeout_s": 7,
+        "max_connection_age_s": 9,
         "tls": None,
     }
     assert environment["NIM_MODEL_PATH"] == str(tmp_path)

@@ -57,19 +57,22 @@ class TritonServer:
         log: Path | int | None = None,
         start_timeout_s: float = 300.0,
         drain_timeout_s: int = 30,
+        max_connection_age_s: int = 0,
         options: Sequence[str] = (),
         tls: Tls | None = None,
     ) -> None:
         """`env` is added to this process's environment. Port 0 takes a free one. The server writes
         to the file or the descriptor `log`, without one to our stderr. `drain_timeout_s` is what
-        running requests get at the end. `options` are more of tritonserver's own. With `tls`, gRPC
-        is spoken over it alone.
+        running requests get at the end. A gRPC connection of `max_connection_age_s` takes no more
+        requests, and is closed behind its last one; 0 sets no such limit. `options` are more of
+        tritonserver's own. With `tls`, gRPC is spoken over it alone.
         """
         self._model_repository, self._env = model_repository.resolve(), dict(env or {})
         self._host, self._log, self._options = host, log, tuple(options)
         self._tls = tls
         self._ports = {"gRPC": grpc_port, "metrics": metrics_port}
         self._start_timeout_s, self._drain_timeout_s = start_timeout_s, drain_timeout_s
+        self._max_age_s = max_connection_age_s
         self._process: subprocess.Popen[bytes] | None = None
         self._scratch: tempfile.TemporaryDirectory[str] | None = None
         self._stubs: list[int] = []
@@ -236,6 +239,7 @@ class TritonServer:
             f"--grpc-restricted-protocol={RESTRICTED}:admin={secrets.token_hex(16)}",
             f"--metrics-address={self._host}",
             f"--metrics-port={self._ports['metrics']}",
+            *((f"--grpc-max-connection-age={self._max_age_s * 1000}",) if self._max_age_s else ()),
             *(self._tls.options if self._tls else ()),
             *self._options,
         ]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import queue
 import secrets
 import signal
 import socket
@@ -8,15 +9,18 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from tritonclient.grpc import InferenceServerClient
 
 from dgemma.errors import ConfigurationError, EngineFailure
+from dgemma.kserve import STREAM_INFER
 from dgemma.triton_server import server as module
 from dgemma.triton_server.installation import Installation
 from dgemma.triton_server.processes import kill_session, session_members, started_with
@@ -107,6 +111,31 @@ def test_a_server_starts_notices_a_dead_model_and_leaves_nothing(
     assert regions(own) == []
     with pytest.raises(EngineFailure, match="tritonserver has ended"):
         server.check()
+
+
+def test_an_old_connection_is_given_up_behind_its_last_request(
+    models: Path, tmp_path: Path, own: str
+) -> None:
+    server = TritonServer(
+        models, env={"TEST_MODEL": "work"}, log=tmp_path / "log", max_connection_age_s=1
+    )
+    with server, grpc.insecure_channel(server.grpc_url) as channel:
+        asked_to_leave, ended = threading.Event(), threading.Event()
+        states: list[grpc.ChannelConnectivity] = []
+
+        def seen(state: grpc.ChannelConnectivity) -> None:
+            states.append(state)
+            if grpc.ChannelConnectivity.READY in states[:-1]:
+                asked_to_leave.set()
+
+        channel.subscribe(seen, try_to_connect=True)
+        never: queue.Queue[Any] = queue.Queue()
+        stream = channel.stream_stream(STREAM_INFER)(iter(never.get, None))
+        stream.add_done_callback(lambda call: ended.set())
+        assert asked_to_leave.wait(PATIENCE_S)
+        assert not ended.wait(1.5), "a request was cut off"
+        never.put(None)
+        assert ended.wait(PATIENCE_S)
 
 
 def test_a_model_that_cannot_be_loaded_refuses_the_start_in_its_own_words(
