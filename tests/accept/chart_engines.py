@@ -29,7 +29,7 @@ PROMISED = "0, 0"
 
 
 def builds(engine: Path, checkpoint: Path, rounds: int) -> Iterator[Line]:
-    """Lines about both targets; that for a Spark is left out where its compiler is not installed."""
+    """Lines about each engine; a Spark's is left out where its compiler is not installed."""
     for target, precision in (("cpu", "fp32"), ("cpu", "fp8"), ("sm121", "nvfp4")):
         what = f"{target} {precision}"
         if target != "cpu" and importlib.util.find_spec("tensorrt_rtx") is None:

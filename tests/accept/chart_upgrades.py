@@ -28,8 +28,6 @@ from tests.helm.cluster.release import Release
 from tests.helm.cluster.service import Service
 
 PAIR = "cpu-demo single-tenant"
-# The engine is built once beforehand: upgrades are about the service.
-VALUES = {"engine": {"build": "none"}, "store": {"mode": "hostPath"}}
 
 
 @dataclass(frozen=True)
