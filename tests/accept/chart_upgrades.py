@@ -90,9 +90,9 @@ def _cluster(
     with tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch)
         build_engine(checkpoint, "cpu", "fp32", root / "store" / "engines" / "demo")
-        values = (
-            VALUES | {"store": {"mode": "hostPath", "path": str(root / "store")}} | dict(change)
-        )
+        # Upgrades are about the service, so that the engine is there already.
+        store = {"mode": "hostPath", "path": str(root / "store")}
+        values = {"engine": {"build": "none"}, "store": store, **change}
         before = Release.of(PAIR, values)
         after = Release.of(PAIR, values | {"podAnnotations": {"version": "2"}})
         pods: list[Deployment] = []
