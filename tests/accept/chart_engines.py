@@ -148,4 +148,6 @@ class Run:
 
 
 def _stamps(root: Path) -> dict[str, int]:
-    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in root.rglob("*")}
+    """Of files: the lock's comes and goes, which changes its directory."""
+    files = (path for path in root.rglob("*") if path.is_file())
+    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in files}

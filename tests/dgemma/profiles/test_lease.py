@@ -28,7 +28,8 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def write(path: Path, owner: Owner) -> None:
     """As a host whose advisory locks are not seen here."""
-    with path.open("a+b") as file:
+    path.touch()
+    with path.open("r+b") as file:
         owner.write(file.fileno())
 
 
