@@ -96,7 +96,7 @@ def test_texts_name_what_they_are_about(tmp_path: Path) -> None:
 def test_every_alert_says_what_to_do_and_how_bad_it_is() -> None:
     for rule in rules(ALERTS):
         assert rule["labels"]["severity"] in ("critical", "warning", "info"), rule["alert"]
-        assert len(rule["annotations"]["description"]) > 100, rule["alert"]
+        assert len(rule["annotations"]["description"]) > 60, rule["alert"]
         assert "{{" in rule["annotations"]["summary"], rule["alert"]
 
 
