@@ -21,6 +21,7 @@ from dgemma_build.engine import (
     build_from_store,
     build_plan,
 )
+from dgemma_build.ensure.command import ensure
 from dgemma_build.progress import shown
 from dgemma_build.quantize.command import quantize
 from dgemma_build.verify.command import verify
@@ -28,6 +29,7 @@ from dgemma_build.verify.command import verify
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 app.command()(quantize)
 app.command()(verify)
+app.command()(ensure)
 console = Console(stderr=True)
 cli_targets.register(app)
 

@@ -223,6 +223,11 @@ def _supported(target: str, precision: str, extra: Path | None = None) -> Target
     return found
 
 
+def builder_digest() -> str:
+    """Changes with whatever would make another engine of the same weights."""
+    return _digest("")
+
+
 def _digest(weights: str) -> str:
     """Changes with the weights' own digest and with what makes an engine of them."""
     digest = hashlib.sha256((weights + definition_digest()).encode())

@@ -1,15 +1,24 @@
 """How far a build is: bars where somebody watches, lines where a log is kept.
 
-Knows terminals; knows nothing of what is built.
+Knows terminals and how to reckon the time to go; knows nothing of what is built.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from dgemma_build.parts import Progress as Tell
 
@@ -17,13 +26,14 @@ _STEP = 10  # percent from one line to the next
 
 
 @contextmanager
-def shown(console: Console) -> Iterator[Tell]:
-    """What is told within the block is shown."""
+def shown(console: Console, clock: Callable[[], float] = time.monotonic) -> Iterator[Tell]:
+    """What is told within the block is shown; `clock` gives seconds."""
     if not console.is_terminal:
-        yield _Lines(console)
+        yield _Lines(console, clock)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as bars:
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    times = (TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, *times, console=console) as bars:
         yield _Bars(bars)
 
 
@@ -39,13 +49,22 @@ class _Bars:
 
 
 class _Lines:
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, clock: Callable[[], float]) -> None:
+        self._console, self._clock = console, clock
         self._next: dict[str, int] = {}  # percent at which the next line is due
+        self._last: dict[str, int] = {}
+        self._first: dict[str, tuple[float, int]] = {}  # when it was told first, and how far it was
 
     def __call__(self, what: str, done: int, total: int) -> None:
         percent = 100 * done // max(total, 1)
+        if percent < self._last.get(what, 0):  # another thing of the same name
+            del self._next[what], self._first[what]
+        self._last[what] = percent
+        since, before = self._first.setdefault(what, (self._clock(), percent))
         if percent >= self._next.get(what, 0):
             self._next[what] = percent // _STEP * _STEP + _STEP
             line = f"{what} {percent} %"
+            if before < percent < 100:
+                left = (self._clock() - since) * (100 - percent) / (percent - before)
+                line += f", {left:.0f} s to go"
             self._console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -56,6 +56,7 @@ def assemble(
     checkpoint: Path,
     *,
     profile: str | None = None,
+    preferred: str | None = None,
     slots: int,
     max_model_len: int | None = None,
     threads: int = 0,
@@ -64,7 +65,8 @@ def assemble(
 ) -> Parts:
     """Load everything; ConfigurationError says which file or setting is at fault.
 
-    `models` is an engine directory, or a model store of which `profile` or the best is loaded.
+    `models` is an engine directory, or a model store of which `profile` is loaded, or else the
+    `preferred` one, or else the best.
     `store` is where an engine without weights gets them from, if not from the store beside it.
     """
     defaults = GenerationDefaults.from_checkpoint(checkpoint)
@@ -85,7 +87,7 @@ def assemble(
             prefix_cache_bytes=options.prefix_cache_bytes,
         )
 
-    wanted = Wanted(models, profile, geometry, content_of(checkpoint))
+    wanted = Wanted(models, profile, geometry, content_of(checkpoint), preferred)
     engine, selection = open_wanted(wanted, load, in_use)
     in_use.add(checkpoint)
     # What torch does on the host is too small to share, and more threads of its own would fight

@@ -19,6 +19,7 @@ from dgemma.checkpoint_manifest import content_of
 from dgemma.cli_exit import BAD_INPUT, fail
 from dgemma.errors import ConfigurationError
 from dgemma.machine import Machine
+from dgemma.profiles.engine_rollback import roll_engine_back
 from dgemma.profiles.inventory import Inventory
 from dgemma.profiles.pointer import Choice, Pointer, changing, current_of
 from dgemma.profiles.profile import profiles
@@ -76,10 +77,19 @@ def use(
     typer.echo(f"at the next start: {moved.current}", err=True)
 
 
-def rollback(store: Store = None) -> None:
+def rollback(
+    store: Store = None,
+    engine: Annotated[
+        bool,
+        typer.Option("--engine", help="Of this machine's engines only: set the one aside."),
+    ] = False,
+) -> None:
     """Serve what was served before the last change; twice is back again."""
     try:
         root = _root(store)
+        if engine:
+            typer.echo(f"at the next start: {roll_engine_back(root, Machine.here())}", err=True)
+            return
         with changing(root) as pointer:
             moved = (pointer or Pointer(Choice())).back(root)
             moved.checkpoint(root)

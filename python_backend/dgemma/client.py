@@ -7,7 +7,9 @@ cannot serve it and is never used.
 
 from __future__ import annotations
 
+import random
 import re
+import time
 from collections.abc import Generator, Iterable
 from contextlib import closing, suppress
 from dataclasses import dataclass
@@ -16,8 +18,8 @@ from types import TracebackType
 from typing import Any, Self, Unpack
 
 import grpc
-from tritonclient.grpc import service_pb2
 
+from dgemma.channels import Channels
 from dgemma.client_errors import (
     Cancelled,
     ClientError,
@@ -31,8 +33,6 @@ from dgemma.client_errors import (
     from_rpc_error,
 )
 from dgemma.kserve import (
-    CHANNEL_OPTIONS,
-    STREAM_INFER,
     RequestOptions,
     StreamMode,
     Update,
@@ -61,6 +61,7 @@ __all__ = [
 DEFAULT_URL = "localhost:8001"
 DEFAULT_TIMEOUT_S = 300.0
 MAX_TIMEOUT_S = 86_400.0  # every request has a deadline
+_LONGEST_PAUSE_S = 5.0  # between two attempts
 
 _HOST_AND_PORT = re.compile(r"[^\s/]+:[0-9]{1,5}")
 _API_KEY = re.compile(r"[!-~]+")
@@ -83,6 +84,10 @@ class Client:
     channel; `credentials` do so too, where more is to be said. `api_key` goes with every request,
     and in clear where there is no TLS. Nothing is sent before the first request; an unreachable
     server shows there, as Unavailable.
+
+    For `retry_for_s` after its first failure a request that met with Unavailable is sent again, by
+    a new connection, if nothing of its answer has come: after the time that the error names, then
+    twice as long, up to 5 s, each time a random half less; never beyond its `timeout_s`.
     """
 
     def __init__(
@@ -92,7 +97,10 @@ class Client:
         api_key: str | None = None,
         tls_ca: str | Path | None = None,
         credentials: grpc.ChannelCredentials | None = None,
+        retry_for_s: float = 0.0,
     ) -> None:
+        if retry_for_s < 0:
+            raise RequestRejected(f"retry_for_s: must be 0 or more seconds, got {retry_for_s}")
         if not _HOST_AND_PORT.fullmatch(url):
             raise RequestRejected(
                 f"url: must be HOST:PORT of the gRPC endpoint, such as {DEFAULT_URL}; got {url!r}"
@@ -105,18 +113,8 @@ class Client:
             raise RequestRejected("api_key: must be printable ASCII without spaces")
         self._metadata = None if api_key is None else (("authorization", f"Bearer {api_key}"),)
         self.url = url
-        self._channel = (
-            grpc.secure_channel(url, credentials, options=CHANNEL_OPTIONS)
-            if credentials
-            else grpc.insecure_channel(url, options=CHANNEL_OPTIONS)
-        )
-        # Declared as a stream in both directions; one request ends its half, which is on the wire
-        # what a unary request is, and needs no thread that feeds requests.
-        self._infer = self._channel.unary_stream(
-            STREAM_INFER,
-            request_serializer=service_pb2.ModelInferRequest.SerializeToString,
-            response_deserializer=service_pb2.ModelStreamInferResponse.FromString,
-        )
+        self._retry_for_s = retry_for_s
+        self._channels = Channels(url, credentials)
 
     def __enter__(self) -> Self:
         return self
@@ -131,7 +129,7 @@ class Client:
 
     def close(self) -> None:
         """Closes the channel; requests still running on it are cancelled."""
-        self._channel.close()
+        self._channels.close()
 
     def stream(
         self,
@@ -171,25 +169,57 @@ class Client:
         return gather(self.stream(prompt, stream="none", timeout_s=timeout_s, **options))
 
     def _updates(self, request: Any, timeout_s: float) -> Generator[Update, None, None]:
-        call = self._infer(request, timeout=timeout_s, metadata=self._metadata)
-        try:
-            for message in call:
-                if message.error_message:
-                    _await_end(call)
-                    raise from_message(message.error_message, url=self.url, timeout_s=timeout_s)
-                update = decode_response(message.infer_response)
-                if update is None:
-                    continue
-                if update.kind == "final":
-                    _await_end(call)  # the caller may leave as soon as it has this update
+        """Those of the first attempt that the server takes."""
+        until = time.monotonic() + timeout_s
+        failed_at: float | None = None
+        pause_s = 0.0
+        while True:
+            begun = False
+            try:
+                for update in self._attempt(request, until - time.monotonic(), timeout_s):
+                    begun = True
                     yield update
-                    return
-                yield update
-            raise ServerFailure("the stream ended without a final response")
-        except grpc.RpcError as error:
-            raise from_rpc_error(error, url=self.url, timeout_s=timeout_s) from None
-        finally:
-            call.cancel()  # has no effect on a stream that has ended
+                return
+            except Unavailable as error:
+                now = time.monotonic()
+                failed_at = now if failed_at is None else failed_at
+                pause_s = min(max(error.retry_after_s, 2 * pause_s), _LONGEST_PAUSE_S)
+                wait_s = pause_s * random.uniform(0.5, 1)
+                last = min(until, failed_at + self._retry_for_s)
+                if begun or now + wait_s > last:
+                    raise
+            time.sleep(wait_s)
+
+    def _attempt(
+        self, request: Any, left_s: float, timeout_s: float
+    ) -> Generator[Update, None, None]:
+        """`left_s` is what is left of `timeout_s`."""
+        with self._channels.one() as channel:
+            call = channel.infer(request, timeout=left_s, metadata=self._metadata)
+            try:
+                for message in call:
+                    if message.error_message:
+                        _await_end(call)
+                        raise from_message(message.error_message, url=self.url, timeout_s=timeout_s)
+                    update = decode_response(message.infer_response)
+                    if update is None:
+                        continue
+                    if update.kind == "final":
+                        _await_end(call)  # the caller may leave as soon as it has this update
+                        yield update
+                        return
+                    yield update
+                raise ServerFailure("the stream ended without a final response")
+            except grpc.RpcError as error:
+                explained = from_rpc_error(error, url=self.url, timeout_s=timeout_s)
+                if isinstance(explained, Unavailable):
+                    self._channels.renew(channel)
+                raise explained from None
+            except Unavailable:
+                self._channels.renew(channel)
+                raise
+            finally:
+                call.cancel()  # has no effect on a stream that has ended
 
 
 def _trusting(authorities: Path) -> grpc.ChannelCredentials:

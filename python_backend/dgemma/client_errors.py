@@ -13,6 +13,7 @@ from typing import Any
 # 24.10 a refused request then ends the whole server now and then.)
 _STATUS = re.compile(r"\[([A-Z_]+)\] (.*)", re.DOTALL)
 _RETRY_AFTER = re.compile(r"; retry after ([0-9.]+) s$")
+RETRY_S = 1.0  # where nobody has said more
 # The gRPC core says these with UNAVAILABLE; other details are the server's own words.
 _NEVER_CONNECTED = ("failed to connect", "errors resolving", "DNS resolution failed")
 _CONNECTION_LOST = ("Socket closed", "Connection reset", "Broken pipe", "Cancelling all calls")
@@ -45,6 +46,12 @@ class Unavailable(ClientError):
     """No server answers, the connection was lost, or the server is starting or stopping."""
 
     code = "UNAVAILABLE"
+
+    @property
+    def retry_after_s(self) -> float:
+        """Seconds until it is worth while to ask again."""
+        said = _RETRY_AFTER.search(self.message)
+        return RETRY_S if said is None else float(said[1])
 
 
 class Overloaded(ClientError):

@@ -48,9 +48,13 @@ class DeadlineExceeded(DgemmaError):
 
 
 class Unavailable(DgemmaError):
-    """The service is starting, stopping or dead."""
+    """The service is starting, stopping or dead; another replica may take the request at once."""
 
     grpc_code = "UNAVAILABLE"
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(f"{message}; retry after {retry_after_s:.1f} s")
+        self.retry_after_s = retry_after_s
 
 
 class ConfigurationError(DgemmaError):

@@ -31,6 +31,7 @@ def load(settings: Settings) -> Parts:
         settings.models,
         settings.checkpoint,
         profile=settings.profile,
+        preferred=settings.preferred,
         slots=settings.slots,
         max_model_len=settings.max_model_len,
         threads=settings.threads or 0,

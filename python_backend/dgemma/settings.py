@@ -146,6 +146,12 @@ class Settings(CommonSettings):
         validation_alias="NIM_MODEL_PROFILE",
         description="name or id of one profile of the model store, as `dgemma profiles` lists them",
     )
+    preferred: str | None = Field(
+        None,
+        validation_alias="DGEMMA_PREFERRED_PROFILE",
+        description="a precision, or name or id of a profile of the model store, which goes first "
+        "where it can be served; NIM_MODEL_PROFILE is never replaced by another",
+    )
     checkpoint: Directory = Field(
         validation_alias="DGEMMA_CHECKPOINT",
         description="the checkpoint directory of that engine, with its tokenizer and "

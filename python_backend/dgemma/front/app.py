@@ -27,7 +27,7 @@ from dgemma.front.errors import HttpError
 from dgemma.front.fields import Body, read_body
 from dgemma.front.formats import ChatFormat, TextFormat
 from dgemma.front.health import Judge
-from dgemma.front.metrics import CONTENT_TYPE, Own, joined, label, of_triton
+from dgemma.front.metrics import CONTENT_TYPE, Own, joined, of_triton
 from dgemma.front.service import FrontService, json_response
 from dgemma.front.settings import FrontSettings
 from dgemma.front.sse import CLIENT_GONE, ClientGone
@@ -116,8 +116,7 @@ def create_app(settings: FrontSettings, readiness: Judge) -> ASGIApp:
     @app.get("/v1/metadata")
     async def metadata() -> Response:
         page = await of_triton(settings.triton_metrics_url)
-        profile = label(page or "", "dgemma_profile_info", "id") or ""
-        return json_response(info.metadata(settings.model_names, profile))
+        return json_response(info.metadata(settings.model_names, page or ""))
 
     @app.get("/v1/manifest")
     async def manifest() -> Response:

@@ -37,6 +37,7 @@ _KINDS = {
 _FIELD = re.compile(r"((?:[A-Za-z_]\w*)(?:\.\w+|\[\d+\])*): ")
 # Triton's own words where the model is not loaded; the service's errors never lack a status.
 _NOT_LOADED = ("unknown model", "not ready", "not available")
+_TRY_AGAIN = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 _RETRY_UNKNOWN_S = 1
 
 
@@ -53,7 +54,7 @@ class HttpError(Exception):
 
     def __post_init__(self) -> None:
         wait = self.retry_after_s
-        if wait is None and self.status == HTTPStatus.TOO_MANY_REQUESTS:
+        if wait is None and self.status in _TRY_AGAIN:
             wait = _RETRY_UNKNOWN_S
         self.headers = {} if wait is None else {"Retry-After": str(max(1, math.ceil(wait)))}
         if self.status == HTTPStatus.UNAUTHORIZED:

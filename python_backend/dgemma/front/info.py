@@ -15,10 +15,12 @@ from dgemma import __version__
 from dgemma.cli_profiles import look
 from dgemma.errors import ConfigurationError
 from dgemma.front.errors import HttpError
+from dgemma.front.metrics import label
 from dgemma.machine import Machine
 from dgemma.manifest import FILE_NAME
 
 API_VERSION = "1.0.0"
+PROFILE = "dgemma_profile_info"
 _LICENSE = Path(__file__).with_name("LICENSE.txt")
 
 
@@ -40,14 +42,25 @@ def license_info() -> dict[str, Any]:
     }
 
 
-def metadata(names: list[str], profile_id: str) -> dict[str, Any]:
+def metadata(names: list[str], page: str) -> dict[str, Any]:
+    """`page` are Triton's metrics, which say what is served; "" where there are none."""
+
+    def said(metric: str, name: str) -> str:
+        return label(page, metric, name) or ""
+
     return {
         "assetInfo": [],
         "licenseInfo": license_info(),
         "modelInfo": [{"modelUrl": "", "shortName": name} for name in names],
         "repository_override": "",
         "version": __version__,
-        "selectedModelProfileId": profile_id,
+        "selectedModelProfileId": said(PROFILE, "id"),
+        "dgemma": {
+            "profile": said(PROFILE, "profile"),
+            "wantedProfile": said(PROFILE, "wanted"),
+            "fellBack": said(PROFILE, "fell_back") == "true",
+            "verification": said("dgemma_engine_info", "verification"),
+        },
     }
 
 

@@ -11,20 +11,19 @@ import logging
 from pathlib import Path
 
 from dgemma.manifest import Manifest
+from dgemma.profiles.layout import REPORT
 from dgemma.profiles.selection import Selection
 from dgemma.simulated.simulation import Simulation
 
 logger = logging.getLogger(__name__)
 
-# In the engine's directory; what `dgemma-build verify ENGINE --device --json FILE` writes.
-REPORT = "verification.json"
 MEASURED, NEVER = "measured", "never verified"
 
 
 def profile_info(selection: Selection) -> tuple[str, ...]:
     """Labels of dgemma_profile_info, so that a fleet that fell back can be seen."""
     fell_back = str(bool(selection.fell_back_from)).lower()
-    return selection.name, selection.id, selection.revision, fell_back
+    return selection.name, selection.id, selection.revision, fell_back, selection.wanted
 
 
 def engine_info(selection: Selection, simulation: Simulation | None) -> tuple[str, ...]:

@@ -143,8 +143,8 @@ DGEMMA = (
     Family(
         "dgemma_profile_info",
         "gauge",
-        "1; the profile that is served, and fell_back: a better one could not be",
-        ("profile", "id", "revision", "fell_back"),
+        "1; the profile that is served. fell_back: true where wanted, a better one, could not be",
+        ("profile", "id", "revision", "fell_back", "wanted"),
     ),
     Family(
         "dgemma_engine_info",

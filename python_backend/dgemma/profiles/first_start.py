@@ -10,6 +10,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from dgemma.compatibility import target_of
@@ -61,9 +62,12 @@ def build_first(
             continue
         precision = store.manifest.precision
         name = NAME.format(flavour=entry["flavour"], target=target, precision=precision)
+        out = _place(inventory, store, machine, entry)
+        if any(_kind(found.directory) == _kind(out) for found in inventory.set_aside):
+            continue  # of that target, precision and version; the inventory says why
         logger.warning("%s; building %s from %s", missing, name, store.directory)
         try:
-            _build(builder, inventory, store, machine, entry)
+            _build(builder, store, entry, out)
             return refused
         except BuildFailed as error:
             logger.error("profile %s cannot be built: %s", name, error)
@@ -89,17 +93,13 @@ def sources(stores: Sequence[FoundWeights], target: str) -> list[FoundWeights]:
     return sorted(newest.values(), key=lambda s: preference(target, s.manifest.precision))
 
 
-def _build(
-    builder: Builder,
-    inventory: Inventory,
-    store: FoundWeights,
-    machine: Machine,
-    entry: Mapping[str, Any],
-) -> None:
+def _place(
+    inventory: Inventory, store: FoundWeights, machine: Machine, entry: Mapping[str, Any]
+) -> Path:
     manifest, flavour = store.manifest, entry["flavour"]
     # A plan has no weights in it, so one is enough for every revision of them.
     revision = manifest.source if flavour == "onnxruntime" else ""
-    out = engine_directory(
+    return engine_directory(
         inventory.root,
         entry["name"],
         manifest.precision,
@@ -107,10 +107,17 @@ def _build(
         manifest.geometry,
         revision,
     )
+
+
+def _kind(directory: Path) -> str:
+    return directory.name.rpartition("-")[0]  # but for its key
+
+
+def _build(builder: Builder, store: FoundWeights, entry: Mapping[str, Any], out: Path) -> None:
     builder.run(
         "engine",
         *("--store", str(store.directory)),
-        *("--target", entry["name"], "--precision", manifest.precision),
+        *("--target", entry["name"], "--precision", store.manifest.precision),
         *("--out", str(out)),
         say=lambda line: logger.info("building: %s", line),
     )

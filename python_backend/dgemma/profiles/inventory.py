@@ -11,12 +11,15 @@ from pathlib import Path
 from dgemma.checkpoint_manifest import CheckpointManifest
 from dgemma.errors import ConfigurationError
 from dgemma.manifest import Manifest
+from dgemma.profiles.aside import Aside
 from dgemma.profiles.layout import (
+    ASIDE,
     DOWNLOAD,
     ENGINE,
     PIN,
     REVISION,
     UNFINISHED,
+    UNVERIFIED,
     WEIGHTS,
     directories,
     files,
@@ -74,6 +77,13 @@ class Broken(Found):
 
 
 @dataclass(frozen=True)
+class SetAside(Broken):
+    """An engine that is not to be used."""
+
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
 class Inventory:
     """Everything in `root`."""
 
@@ -86,6 +96,10 @@ class Inventory:
     @property
     def everything(self) -> tuple[Found, ...]:
         return (*self.engines, *self.weights, *self.checkpoints, *self.broken)
+
+    @property
+    def set_aside(self) -> list[SetAside]:
+        return [found for found in self.broken if isinstance(found, SetAside)]
 
     @classmethod
     def of(cls, root: Path, deep: bool = False) -> Inventory:
@@ -117,12 +131,11 @@ def read(directory: Path, deep: bool = False) -> Found:
     found = Found(directory, size, written, (directory / PIN).exists())
     name = directory.name
     if directory.suffix in UNFINISHED:
-        download = (directory / DOWNLOAD).exists()
-        why = (
-            "a download that did not finish"
-            if download
-            else "left behind by a run that did not finish"
-        )
+        why = "left behind by a run that did not finish"
+        if (directory / DOWNLOAD).exists():
+            why = "a download that did not finish"
+        elif directory.suffix == UNVERIFIED:
+            why = "an engine that was not verified yet; `dgemma-build ensure` goes on with it"
         return Broken(**vars(found), name=name, why=why)
     try:
         if path.name == REVISION:
@@ -137,6 +150,9 @@ def read(directory: Path, deep: bool = False) -> Found:
             return FoundWeights(**vars(found), id=sha256(path), manifest=weights)
         engine = Manifest.read(directory)
         name = profile_name(engine)
+        if directory.suffix == ASIDE:
+            why = f"{directory}: {Aside.read(directory)}"
+            return SetAside(**vars(found), name=name, why=why, manifest=engine)
         engine.verify(directory, deep)
         return FoundEngine(**vars(found), id=sha256(path), manifest=engine)
     except ConfigurationError as error:

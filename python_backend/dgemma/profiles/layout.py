@@ -17,9 +17,18 @@ from dgemma.geometry import Geometry
 DEPTH = 4  # of directories below the store
 PIN = "pinned"  # a file of this name keeps its directory from being pruned
 PRUNED = ".pruned"
-UNFINISHED = (".partial", ".old", PRUNED)  # directories that no one may take for what they become
+UNVERIFIED = ".unverified"  # an engine that is whole, before it is known to be right
+ASIDE = ".set-aside"  # an engine that is not to be used; a file in it says why
+UNFINISHED = (
+    ".partial",
+    ".old",
+    PRUNED,
+    UNVERIFIED,
+)  # directories that no one may take for what they become
 ENGINE, WEIGHTS = manifest.FILE_NAME, store_manifest.FILE_NAME
 REVISION = checkpoint_manifest.FILE_NAME
+REPORT = "verification.json"  # in an engine's directory; `dgemma-build verify --json` writes it
+REASON = "set-aside.json"
 DOWNLOAD = "download.json"  # in a directory that a download fills, and owns
 # What an engine or a store consists of: a directory that has one of these should have a manifest.
 _CONTENT = ("graph.onnx", "plan.engine", "layer-*.safetensors")
@@ -35,6 +44,8 @@ _OURS = (
     "journal.json",
     "*.partial",
     PIN,
+    REPORT,
+    REASON,
 )
 
 

@@ -21,8 +21,9 @@ from dgemma.profiles.inventory import (
     FoundEngine,
     FoundWeights,
     Inventory,
+    SetAside,
 )
-from dgemma.profiles.layout import PRUNED, UNFINISHED, files, foreign
+from dgemma.profiles.layout import ASIDE, PRUNED, UNFINISHED, files, foreign
 from dgemma.profiles.locks import builder_of, building, unused
 from dgemma.profiles.pointer import Choice, Pointer, changing
 from dgemma.profiles.profile import Profile
@@ -180,6 +181,8 @@ def _verdict(found: Found, reasons: dict[Path, str], root: Path) -> Verdict:
     directory = found.directory
     if found.pinned:
         return Verdict(found, True, "pinned")
+    if isinstance(found, SetAside):
+        return Verdict(found, True, "set aside; while it is there nothing builds it again")
     if directory in reasons:
         return Verdict(found, True, reasons[directory])
     if directory == root or not directory.resolve().is_relative_to(root.resolve()):
@@ -208,7 +211,8 @@ def _verdict(found: Found, reasons: dict[Path, str], root: Path) -> Verdict:
 
 def _becomes(directory: Path) -> Path:
     """The directory whose lock guards this one, which may be what it is left of."""
-    return directory.with_suffix("") if directory.suffix in UNFINISHED else directory
+    temporary = (*UNFINISHED, ASIDE)
+    return directory.with_suffix("") if directory.suffix in temporary else directory
 
 
 def _refuse(owner: str) -> None:

@@ -45,6 +45,11 @@ class Selection:
     why: str
     fell_back_from: tuple[Refusal, ...] = ()
 
+    @property
+    def wanted(self) -> str:
+        """What would have been served, had it been there and whole."""
+        return self.fell_back_from[0].name if self.fell_back_from else self.name
+
     @classmethod
     def of(cls, profile: Profile, why: str, refused: Sequence[Refusal] = ()) -> Selection:
         weights = None if profile.weights is None else str(profile.weights.directory)

@@ -10,20 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from dgemma.compatibility import target_of
+from dgemma.compatibility import target_of, why_not
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
 from dgemma.machine import Machine
 from dgemma.profiles.builder import Builder
 from dgemma.profiles.first_start import build_first
-from dgemma.profiles.inventory import FoundEngine, FoundWeights, Inventory, read
+from dgemma.profiles.inventory import FoundEngine, FoundWeights, Inventory, SetAside, read
 from dgemma.profiles.layout import ENGINE, directories
 from dgemma.profiles.locks import InUse
-from dgemma.profiles.profile import Profile, profiles, weights_of
+from dgemma.profiles.profile import Profile, preference, profiles, weights_of
 from dgemma.profiles.selection import (
     Refusal,
     Selection,
     empty,
+    is_meant,
     named,
     open_first,
     open_named,
@@ -41,6 +42,13 @@ class Wanted:
     profile: str | None  # NIM_MODEL_PROFILE
     geometry: Geometry
     content: str | None = None  # of the checkpoint; None: any weights of that geometry
+    preferred: str | None = None  # a precision or a profile, that goes first
+
+    def prefers(self, profile: Profile) -> bool:
+        precision = profile.engine.manifest.precision
+        return self.preferred == precision or (
+            self.preferred is not None and is_meant(profile, self.place, self.preferred)
+        )
 
 
 def open_wanted(
@@ -76,7 +84,7 @@ def open_wanted(
     if not any(p.refusal is None and p.engine.manifest.target == target for p in found):
         refused = build_first(inventory, here, wanted.geometry, builder(), wanted.content)
         inventory, found = _look(wanted, here)
-    refused += [Refusal(b.name, b.why) for b in inventory.broken if not b.unfinished]
+    refused += _missed(inventory, found, wanted, here)
     if not found and not refused:
         raise ConfigurationError(empty(wanted.place))
     return open_first(found, target, held, refused)
@@ -96,8 +104,45 @@ def _open_directory(wanted: Wanted, load: Callable[[Profile], Loaded]) -> tuple[
 
 
 def _look(wanted: Wanted, machine: Machine) -> tuple[Inventory, list[Profile]]:
+    """What there is, and the profiles in the order in which they are tried."""
     inventory = Inventory.of(wanted.place)
-    return inventory, profiles(inventory, machine, wanted.geometry, wanted.content)
+    found = profiles(inventory, machine, wanted.geometry, wanted.content)
+    return inventory, sorted(found, key=lambda profile: not wanted.prefers(profile))
+
+
+def _missed(
+    inventory: Inventory, found: list[Profile], wanted: Wanted, here: Machine
+) -> list[Refusal]:
+    """What may have been served here, were it there, whole and not set aside."""
+    target = target_of(here)
+    first = next((p for p in found if p.refusal is None), None)
+
+    def would_be_first(aside: SetAside) -> bool:
+        made = aside.manifest
+        if made.target != target or why_not(made.runtime, here) is not None:
+            return False
+        if first is None:
+            return True
+        other = first.engine.manifest
+        liked = wanted.preferred in (made.precision, aside.name)
+        mine = False, not liked, preference(target, made.precision), -aside.written
+        return mine < (
+            other.target != target,
+            not wanted.prefers(first),
+            preference(target, other.precision),
+            -first.engine.written,
+        )
+
+    broken = [b for b in inventory.broken if not b.unfinished]
+    asides = [b for b in inventory.set_aside if would_be_first(b)]
+    refused = [Refusal(b.name, b.why) for b in asides]
+    refused += [Refusal(b.name, b.why) for b in broken if not isinstance(b, SetAside)]
+    known = any(p.engine.manifest.target == target and wanted.prefers(p) for p in found)
+    known |= any(wanted.preferred in (b.manifest.precision, b.name) for b in asides)
+    if wanted.preferred is not None and not known:
+        reason = f"{wanted.place} has no engine of it for {target}"
+        refused.insert(0, Refusal(wanted.preferred, reason))
+    return refused
 
 
 def _hold(profile: Profile, in_use: InUse) -> None:

@@ -29,7 +29,8 @@ REPOSITORY = Path(__file__).resolve().parents[3]
 TRITON_METRICS = (
     "# TYPE nv_inference_count counter\n"
     'nv_inference_count{model="diffusion_gemma",version="1"} 5\n'
-    'dgemma_profile_info{fell_back="false",id="abc123",profile="cpu"} 1.000000\n'
+    'dgemma_profile_info{fell_back="true",id="abc123",profile="cpu",wanted="gpu"} 1.000000\n'
+    'dgemma_engine_info{profile="cpu",verification="measured"} 1.000000\n'
 )
 
 
@@ -78,6 +79,13 @@ class ModelInfo(Strict):
     shortName: str
 
 
+class Profile(Strict):
+    profile: str
+    wantedProfile: str
+    fellBack: bool
+    verification: str
+
+
 class Metadata(Strict):
     assetInfo: list[str]
     licenseInfo: License
@@ -85,6 +93,7 @@ class Metadata(Strict):
     repository_override: str
     version: str
     selectedModelProfileId: str
+    dgemma: Profile
 
 
 class Manifest(Strict):
@@ -209,13 +218,19 @@ def test_the_metrics_are_triton_s_and_our_own() -> None:
     with triton_metrics() as url, front("127.0.0.1:1", url) as http:
         http.get("/v1/version")
         page = http.get("/v1/metrics")
-        profile = http.get("/v1/metadata").json()["selectedModelProfileId"]
+        metadata = http.get("/v1/metadata").json()
     assert page.headers["content-type"].startswith("text/plain; version=0.0.4")
     assert TRITON_METRICS in page.text
     assert 'dgemma_http_requests_total{endpoint="/v1/version",status="200"} 1\n' in page.text
     assert "dgemma_http_triton_metrics_up 1\n" in page.text
     assert "dgemma_ready 0\n" in page.text
-    assert profile == "abc123"
+    assert metadata["selectedModelProfileId"] == "abc123"
+    assert metadata["dgemma"] == {
+        "profile": "cpu",
+        "wantedProfile": "gpu",
+        "fellBack": True,
+        "verification": "measured",
+    }
 
 
 def test_without_triton_s_metrics_there_are_ours(http: httpx2.Client, stage: Stage) -> None:

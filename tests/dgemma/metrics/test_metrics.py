@@ -10,7 +10,7 @@ from dgemma.metrics import metrics as module
 from dgemma.metrics.exporter import TritonExporter
 from dgemma.metrics.families import FAMILIES, OUTCOMES
 from dgemma.metrics.metrics import DEVICE, Metrics
-from dgemma.profiles.selection import Selection
+from dgemma.profiles.selection import Refusal, Selection
 from dgemma.roofline.platform import Platform
 from dgemma.service import Service
 from dgemma.simulated.clock import VirtualClock
@@ -115,14 +115,15 @@ def test_what_is_simulated_is_marked_and_its_device_s_time_told() -> None:
 
 def test_the_profile_says_what_it_fell_back_from() -> None:
     sim = simulation()
-    selection = Selection("abc", "cpu-int4", "/e", None, "rev", "why", ("one",))  # type: ignore[arg-type]
+    missed = (Refusal("cpu-fp32", "damaged"), Refusal("cpu-fp8", "damaged"))
+    selection = Selection("abc", "cpu-int4", "/e", None, "rev", "why", missed)
     service = Service(
         *(EchoParser(), FakeScheduler(), annotate), selection=selection, simulation=sim
     )
     book = Book()
     Metrics(book, service, MODEL).close()
     service.close()
-    assert book.gauges["dgemma_profile_info", "cpu-int4", "abc", "rev", "true"] == 1
+    assert book.gauges["dgemma_profile_info", "cpu-int4", "abc", "rev", "true", "cpu-fp32"] == 1
 
 
 def test_triton_is_told_each_value_under_its_labels() -> None:

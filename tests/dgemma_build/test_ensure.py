@@ -1,0 +1,200 @@
+"""`dgemma-build ensure` against a real model store: once, twice, two at once, killed, and wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from typer.testing import CliRunner, Result
+
+from dgemma.manifest import Manifest
+from dgemma.profiles.inventory import Inventory
+from dgemma.profiles.layout import REASON, REPORT
+from dgemma.profiles.pointer import CHECKPOINTS, Choice, Pointer
+from dgemma.sealed import FileRecord
+from dgemma_build.cli import app
+from dgemma_build.verify.report import read_report
+from tests.dgemma.profiles.stores import flip
+from tests.model_store import ModelStore
+
+PATIENCE_S = 120.0
+COMMAND = (sys.executable, "-m", "dgemma_build.cli", "ensure")
+
+
+@pytest.fixture(autouse=True)
+def no_gpu_and_nothing_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("NIM_", "DGEMMA_"))]:
+        if name != "DGEMMA_TESTS_SHARED":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["ensure", *map(str, arguments)], env={"COLUMNS": "300"})
+
+
+def ensure(store: Path, checkpoint: Path, precision: str = "fp32") -> Result:
+    return run("--store", store, "--checkpoint", checkpoint, "--precision", precision)
+
+
+def stamps(root: Path) -> dict[str, int]:
+    return {str(p.relative_to(root)): p.stat().st_mtime_ns for p in root.rglob("*")}
+
+
+def only_engine(root: Path) -> Path:
+    [found] = Inventory.of(root).engines
+    return found.directory
+
+
+def make_wrong(engine: Path) -> None:
+    """A graph that adds where it should subtract or the other way, sealed as if it were right."""
+    manifest = Manifest.read(engine)
+    path = engine / manifest.graph
+    graph = onnx.load(path, load_external_data=False)
+    node = next(node for node in graph.graph.node if node.op_type == "Softmax")
+    node.op_type = "LogSoftmax"
+    path.write_bytes(graph.SerializeToString())
+    files = dict(manifest.files) | {manifest.graph: FileRecord.of(path)}
+    Manifest(**vars(manifest) | {"files": files}).write(engine)
+
+
+@pytest.mark.usefixtures("emitted_once")
+def test_once_it_is_built_and_verified_a_second_run_does_nothing(
+    model_store: ModelStore, tmp_path: Path
+) -> None:
+    first = ensure(tmp_path, model_store.checkpoint)
+    assert first.exit_code == 0, first.output
+    assert "engine, verification in " in first.output
+    engine = only_engine(tmp_path)
+    assert engine.name.startswith("cpu-fp32-onnxruntime-1.")
+    report = read_report(engine / REPORT)
+    assert report.passed and report.executed
+    before = stamps(tmp_path)
+    second = ensure(tmp_path, model_store.checkpoint)
+    assert second.exit_code == 0 and "up to date and verified; nothing to do" in second.output
+    assert stamps(tmp_path) == before
+    flip(engine / "weights.safetensors")
+    mended = ensure(tmp_path, model_store.checkpoint)
+    assert mended.exit_code == 0 and "is ready: engine, verification" in mended.output
+    assert only_engine(tmp_path) == engine
+
+
+@pytest.mark.usefixtures("emitted_once")
+def test_what_is_found_wrong_is_set_aside_until_it_is_found_right(
+    model_store: ModelStore, tmp_path: Path
+) -> None:
+    assert ensure(tmp_path, model_store.checkpoint).exit_code == 0
+    engine = only_engine(tmp_path)
+    make_wrong(engine)
+    for _ in range(2):
+        result = ensure(tmp_path, model_store.checkpoint)
+        assert result.exit_code == 3 and "nothing else can be served here" in result.output
+        away = engine.with_name(engine.name + ".set-aside")
+        assert not engine.exists() and Inventory.of(tmp_path).engines == ()
+        assert "passes: wrong: " in json.loads((away / REASON).read_text())["why"]
+    flip(away / "graph.onnx")  # so that it is built again
+    assert ensure(tmp_path, model_store.checkpoint).exit_code == 0
+    assert only_engine(tmp_path) == engine and not away.exists()
+
+
+def test_a_revision_of_the_store_becomes_current_when_something_was_made_of_it(
+    model_store: ModelStore, tmp_path: Path
+) -> None:
+    result = run("--store", tmp_path)
+    assert result.exit_code == 2 and "has no current revision" in result.output
+    result = ensure(tmp_path, tmp_path / "nowhere")
+    assert result.exit_code == 2 and "no checkpoint here" in result.output
+    result = run("--store", tmp_path, "--checkpoint", model_store.checkpoint, "--revision", "a")
+    assert result.exit_code == 2 and "--revision: goes with hf://" in result.output
+    result = ensure(tmp_path, model_store.checkpoint, "nvfp5")
+    assert result.exit_code == 2 and "'nvfp5' is not built for cpu; known: fp32" in result.output
+
+
+# As processes
+
+
+class Run:
+    """A process of its own, whose lines go to a file."""
+
+    def __init__(self, store: Path, checkpoint: Path, log: Path) -> None:
+        self.log = log
+        arguments = ["--store", store, "--checkpoint", checkpoint, "--precision", "int4"]
+        with log.open("wb") as file:
+            self.process = subprocess.Popen(
+                [*COMMAND, *map(str, arguments)],
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                start_new_session=True,
+            )
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text()
+
+    def wait_until(self, condition: Callable[[], object]) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert self.process.poll() is None and time.monotonic() < deadline, self.output
+            time.sleep(0.01)
+
+    def __enter__(self) -> Run:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+def test_one_that_is_killed_is_gone_on_with_and_of_two_one_builds(
+    model_store: ModelStore, tmp_path: Path
+) -> None:
+    store, checkpoint = tmp_path / "store", model_store.checkpoint
+    with Run(store, checkpoint, tmp_path / "killed") as killed:
+        killed.wait_until(lambda: list(store.glob("engines/*.partial")))
+        killed.process.kill()
+        assert killed.process.wait(PATIENCE_S) == -signal.SIGKILL
+    assert Inventory.of(store).engines == () and len(Inventory.of(store).weights) == 1
+    with (
+        Run(store, checkpoint, tmp_path / "first") as first,
+        Run(store, checkpoint, tmp_path / "second") as second,
+    ):
+        assert [r.process.wait(PATIENCE_S) for r in (first, second)] == [0, 0], first.output
+    outputs = sorted([first.output, second.output], key=lambda said: "nothing to do" in said)
+    assert "is ready: engine, verification in" in outputs[0], "weights were finished before"
+    assert "waiting for process " in outputs[1] and "nothing to do" in outputs[1]
+    assert not list(store.rglob("*.lock")) and not list(store.rglob("*.partial"))
+    assert not list(store.rglob("*.unverified")) and len(Inventory.of(store).engines) == 1
+
+
+def test_asked_to_end_it_says_how_to_go_on(model_store: ModelStore, tmp_path: Path) -> None:
+    """As process 1 of a container has to, where nothing else does it."""
+    store = tmp_path / "store"
+    with Run(store, model_store.checkpoint, tmp_path / "log") as ended:
+        ended.wait_until(lambda: "2 of 3" in ended.output)
+        ended.process.terminate()
+        assert ended.process.wait(PATIENCE_S) == 143, ended.output
+    assert "run the same command again to go on from here" in ended.output
+    assert Inventory.of(store).engines == ()
+
+
+def test_the_pointer_moves_only_to_a_revision_of_the_store(tmp_path: Path) -> None:
+    from dgemma_build.ensure.source import make_current
+
+    for name in ("one", "two"):
+        (tmp_path / CHECKPOINTS / name).mkdir(parents=True)
+    make_current(tmp_path, tmp_path / "elsewhere")
+    assert Pointer.read(tmp_path) is None
+    for name in ("one", "two", "two"):
+        make_current(tmp_path, tmp_path / CHECKPOINTS / name)
+    assert Pointer.read(tmp_path) == Pointer(Choice("two"), Choice("one"))
