@@ -3,7 +3,7 @@
 {{- define "dgemma.validate" -}}
 {{- $wrong := list -}}
 {{- range list
-  "image" "platform" "precision" "gpu" "replicas" "autoscaling" "autoscalingRange" "spread"
+  "image" "platform" "precision" "slots" "context" "gpu" "replicas" "autoscaling" "autoscalingRange" "spread"
   "job" "jobStore" "readOnlyStore" "claim" "hostPath" "airGapped" "checkpoint" "filled" "revision"
   "memory" "tenants" "tenantsTwice" "tenantsUnused" "tls" "mtls" "gateway" "ingress"
   "baselinePlatform" "latest" "extraEnv" "podLabels" -}}
@@ -34,6 +34,20 @@ platform: not set. Name a file of what the nodes are: -f helm/platforms/h100.yam
 {{- define "dgemma.rule.precision" -}}
 {{- if and .Values.platform.name (not (has .Values.model.precision .Values.platform.precisions)) -}}
 model.precision: {{ default "nothing" .Values.model.precision }} is no precision of {{ .Values.platform.name }}; choose one of {{ join ", " .Values.platform.precisions }}
+{{- end -}}
+{{- end }}
+
+{{- define "dgemma.rule.slots" -}}
+{{- $most := int .Values.platform.limits.slots -}}
+{{- if and $most (gt (int .Values.serving.slots) $most) -}}
+serving.slots: {{ int .Values.serving.slots }} are more than engines of {{ .Values.platform.name }} have rows for; at most {{ $most }}
+{{- end -}}
+{{- end }}
+
+{{- define "dgemma.rule.context" -}}
+{{- $most := int .Values.platform.limits.context -}}
+{{- if and $most (gt (int .Values.serving.maxModelLen) $most) -}}
+serving.maxModelLen: {{ int .Values.serving.maxModelLen }} tokens are more than engines of {{ .Values.platform.name }} take; at most {{ $most }}
 {{- end -}}
 {{- end }}
 

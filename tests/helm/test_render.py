@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
+from importlib.resources import files
+from pathlib import Path
 
 import pytest
 import yaml
@@ -22,6 +25,7 @@ from tests.helm.releases import (
 )
 from tests.helm.sdk import CHART, NAMESPACE, RELEASE, lint
 
+TARGETS = {"h100": "sm90", "h100-mig": "sm90", "dgx-spark": "sm121", "dgx-station": "sm103"}
 STATED = ("disk", "memory", "GPU memory", "first token", "precision")
 
 
@@ -73,6 +77,23 @@ def test_a_platform_states_what_it_needs(platform: str) -> None:
     stated = re.search(r"^#   precision +(\w+)", head, re.MULTILINE)
     assert stated is not None
     assert values["model"]["precision"] == stated[1]
+
+
+@pytest.mark.parametrize("platform", TARGETS)
+def test_a_platform_s_limits_are_those_of_its_target(platform: str) -> None:
+    """Two rows a slot: one that commits a canvas, one that begins the next."""
+    path = Path(str(files("dgemma.targets"))) / f"{TARGETS[platform]}.toml"
+    target = tomllib.loads(path.read_text())
+    given = file(f"platforms/{platform}")
+    assert set(given["platform"]["precisions"]) <= set(target["precisions"])
+    assert given["platform"]["limits"]["slots"] == target["max_rows"] // 2
+    assert given["platform"]["limits"]["context"] == target["max_context"]
+    unified = given["platform"].get("unifiedMemory")
+    [gpu, *_] = target["gpus"]
+    assert bool(unified) == gpu.get("unified", False)
+    if unified:
+        assert unified["totalGiB"] == gpu["memory_bytes"] // 2**30
+        assert unified["headRoomGiB"] * 2**30 >= gpu["head_room_bytes"]
 
 
 def test_platforms_are_those_that_there_are_files_of() -> None:

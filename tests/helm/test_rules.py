@@ -29,6 +29,16 @@ BROKEN: dict[str, tuple[str, Mapping[str, Any], str]] = {
         {"model": {"precision": "nvfp4"}},
         "model.precision: nvfp4 is no precision of h100; choose one of bf16, fp8, int4",
     ),
+    "slots": (
+        SPARK,
+        {"serving": {"slots": 9}},
+        "serving.slots: 9 are more than engines of dgx-spark have rows for; at most 8",
+    ),
+    "context": (
+        H100,
+        {"serving": {"maxModelLen": 65536}},
+        "serving.maxModelLen: 65536 tokens are more than engines of h100 take; at most 32768",
+    ),
     "gpu": (
         H100,
         {"platform": {"gpuCount": 0}},
