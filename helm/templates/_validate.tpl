@@ -3,7 +3,7 @@
 {{- define "dgemma.validate" -}}
 {{- $wrong := list -}}
 {{- range list
-  "image" "platform" "precision" "slots" "context" "gpu" "replicas" "autoscaling" "autoscalingRange" "spread"
+  "image" "platform" "precision" "slots" "context" "stuck" "gpu" "replicas" "autoscaling" "autoscalingRange" "spread"
   "job" "jobStore" "readOnlyStore" "claim" "hostPath" "airGapped" "checkpoint" "filled" "revision"
   "memory" "tenants" "tenantsTwice" "tenantsUnused" "tls" "mtls" "gateway" "ingress"
   "baselinePlatform" "latest" "extraEnv" "podLabels" -}}
@@ -48,6 +48,12 @@ serving.slots: {{ int .Values.serving.slots }} are more than engines of {{ .Valu
 {{- $most := int .Values.platform.limits.context -}}
 {{- if and $most (gt (int .Values.serving.maxModelLen) $most) -}}
 serving.maxModelLen: {{ int .Values.serving.maxModelLen }} tokens are more than engines of {{ .Values.platform.name }} take; at most {{ $most }}
+{{- end -}}
+{{- end }}
+
+{{- define "dgemma.rule.stuck" -}}
+{{- if le (float64 .Values.serving.stuckSeconds) (float64 .Values.serving.quietSeconds) -}}
+serving.stuckSeconds: {{ .Values.serving.stuckSeconds }} is not above quietSeconds, {{ .Values.serving.quietSeconds }}: nothing would be given the time to recover
 {{- end -}}
 {{- end }}
 

@@ -363,7 +363,7 @@ def test_no_secret_is_written_but_the_hashes_of_keys(variant: str) -> None:
 
 
 def test_a_policy_lets_in_who_was_named_and_our_own_tests() -> None:
-    policy = one(release("everything"), "NetworkPolicy")["spec"]
+    policy = one(release("everything"), "NetworkPolicy", "server")["spec"]
     asking, scraping = policy["ingress"]
     assert len(asking["from"]) == 2
     tests = [pod for _, pod in pods(release("everything")) if component_of(pod) == "test"]

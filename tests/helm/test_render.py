@@ -13,6 +13,7 @@ import yaml
 
 from dgemma.tenants.schema import TenantsFile
 from tests.helm.releases import (
+    EVERYTHING,
     PAIRS,
     PLATFORMS,
     VARIANTS,
@@ -23,7 +24,7 @@ from tests.helm.releases import (
     release,
     values_of,
 )
-from tests.helm.sdk import CHART, NAMESPACE, RELEASE, lint
+from tests.helm.sdk import CHART, NAMESPACE, RELEASE, lint, render
 
 TARGETS = {"h100": "sm90", "h100-mig": "sm90", "dgx-spark": "sm121", "dgx-station": "sm103"}
 STATED = ("disk", "memory", "GPU memory", "first token", "precision")
@@ -142,3 +143,9 @@ def test_files_of_rules_and_dashboards_are_taken_as_they_are() -> None:
     [dashboards] = of_kind(release("everything"), "ConfigMap", "dashboards")
     for path in (CHART / "files" / "dashboards").glob("*.json"):
         assert json.loads(dashboards["data"][path.name]) == json.loads(path.read_text())
+
+
+def test_names_fit_whatever_the_release_is_called() -> None:
+    long = render(values_of("h100 multi-tenant", {**EVERYTHING, "nameOverride": "a" * 40}))
+    for found in everything_of(long):
+        assert len(found["metadata"]["name"]) <= 63

@@ -39,6 +39,11 @@ BROKEN: dict[str, tuple[str, Mapping[str, Any], str]] = {
         {"serving": {"maxModelLen": 65536}},
         "serving.maxModelLen: 65536 tokens are more than engines of h100 take; at most 32768",
     ),
+    "stuck": (
+        H100,
+        {"serving": {"quietSeconds": 5}},
+        "serving.stuckSeconds: 4 is not above quietSeconds, 5",
+    ),
     "gpu": (
         H100,
         {"platform": {"gpuCount": 0}},
