@@ -6,7 +6,7 @@
   "image" "platform" "precision" "slots" "context" "stuck" "gpu" "replicas" "autoscaling" "autoscalingRange" "spread"
   "job" "jobStore" "readOnlyStore" "claim" "hostPath" "airGapped" "checkpoint" "filled" "revision"
   "memory" "tenants" "tenantsTwice" "tenantsUnused" "tls" "mtls" "gateway" "ingress"
-  "baselinePlatform" "latest" "extraEnv" "podLabels" -}}
+  "baselinePlatform" "latest" "extraEnv" "extraVolumes" "podLabels" -}}
 {{- with include (printf "dgemma.rule.%s" .) $ -}}
 {{- $wrong = append $wrong . -}}
 {{- end -}}
@@ -215,9 +215,18 @@ baseline.engine: {{ .engine }} ({{ $engine.image }}) is known to run {{ .model }
 {{- define "dgemma.rule.extraEnv" -}}
 {{- $ours := list -}}
 {{- range include "dgemma.serverEnv" . | fromYamlArray -}}{{- $ours = append $ours .name -}}{{- end -}}
+{{- if .Values.model.hfToken.secret -}}{{- $ours = append $ours "HF_TOKEN" -}}{{- end -}}
 {{- range .Values.extraEnv -}}
 {{- if has .name $ours -}}
 extraEnv: {{ .name }} is set by the chart already; change the value that it comes from: see templates/_server.tpl and _pod.tpl
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "dgemma.rule.extraVolumes" -}}
+{{- range .Values.extraVolumes -}}
+{{- if has .name (list "store" "tmp" "shm" "models" "tenants" "ledger" "tls") -}}
+extraVolumes: {{ .name }} is a volume of the chart's own; choose another name
 {{- end -}}
 {{- end -}}
 {{- end }}

@@ -27,6 +27,8 @@ from tests.helm.releases import (
 )
 from tests.helm.sdk import CHART, Object
 
+RESERVED = {"store", "tmp", "shm", "models", "tenants", "ledger", "tls"}  # as the chart's rule says
+OTHERS = {"extra", "tests", "authorities", "client", "cache"}  # of pods without extraVolumes
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 
 
@@ -157,6 +159,7 @@ def test_mounts_are_of_volumes_that_are_used(variant: str) -> None:
         mounted = {m["name"] for c in containers(pod) for m in c.get("volumeMounts", [])}
         assert mounted <= volumes, name
         assert volumes - {"extra"} <= mounted, name
+        assert volumes & RESERVED == volumes - OTHERS, "a name that extraVolumes may take"
         for container in containers(pod):
             paths = [mount["mountPath"] for mount in container.get("volumeMounts", [])]
             assert len(paths) == len(set(paths)), name

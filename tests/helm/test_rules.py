@@ -167,6 +167,11 @@ BROKEN: dict[str, tuple[str, Mapping[str, Any], str]] = {
         {"extraEnv": [{"name": "DGEMMA_SLOTS", "value": "2"}]},
         "extraEnv: DGEMMA_SLOTS is set by the chart already",
     ),
+    "extraVolumes": (
+        H100,
+        {"extraVolumes": [{"name": "tls", "emptyDir": {}}]},
+        "extraVolumes: tls is a volume of the chart's own; choose another name",
+    ),
     "podLabels": (
         H100,
         {"podLabels": {"app.kubernetes.io/name": "mine"}},
@@ -195,6 +200,12 @@ def test_all_that_is_wrong_is_said_at_once() -> None:
         render({})
     for what in ("image.repository", "platform"):
         assert f"\n- {what}: not set" in str(caught.value)
+
+
+def test_the_hub_s_token_is_set_once() -> None:
+    twice = {"model": {"hfToken": {"secret": "hub"}}, "extraEnv": [{"name": "HF_TOKEN"}]}
+    with pytest.raises(Refused, match="extraEnv: HF_TOKEN is set by the chart already"):
+        render(values_of(H100, twice))
 
 
 @pytest.mark.parametrize("image", ["vllm", "trtllm"])
