@@ -134,6 +134,7 @@ def test_what_the_build_copies_is_not_ignored_and_secrets_are() -> None:
     lines = (REPOSITORY / ".dockerignore").read_text().splitlines()
     assert "*" in lines, "what is not named stays out"
     kept = [line[1:] for line in lines if line.startswith("!")]
+    dropped = [line for line in lines[lines.index("*") + 1 :] if line[:1] not in ("", "!", "#")]
     copied = {
         source
         for stage in TARGETS
@@ -142,7 +143,9 @@ def test_what_the_build_copies_is_not_ignored_and_secrets_are() -> None:
     }
     for source in copied:
         assert (REPOSITORY / source).exists()
-        assert any(Path(source).match(pattern) for pattern in kept), source
+        above = (Path(source), *Path(source).parents)
+        assert any(path.match(pattern) for path in above for pattern in kept), source
+        assert not any(path.match(pattern) for path in above for pattern in dropped), source
 
 
 def test_hadolint_finds_nothing() -> None:

@@ -20,6 +20,8 @@
 - {name: DGEMMA_HTTP_TIMEOUT_S, value: {{ .requestSeconds | int64 | quote }}}
 - {name: DGEMMA_DRAIN_DELAY_S, value: "1"}
 - {name: DGEMMA_DRAIN_TIMEOUT_S, value: {{ .drainSeconds | int64 | quote }}}
+- {name: DGEMMA_QUIET_AFTER_S, value: {{ .quietSeconds | quote }}}
+- {name: DGEMMA_STUCK_AFTER_S, value: {{ .stuckSeconds | quote }}}
 - {name: DGEMMA_GRPC_MAX_CONNECTION_AGE_S, value: {{ .maxConnectionAgeSeconds | int64 | quote }}}
 {{- end }}
 - {name: DGEMMA_START_TIMEOUT_S, value: {{ include "dgemma.startSeconds" . | quote }}}

@@ -3,10 +3,10 @@
 {{- define "dgemma.validate" -}}
 {{- $wrong := list -}}
 {{- range list
-  "image" "platform" "precision" "gpu" "replicas" "autoscaling" "autoscalingRange" "spread"
+  "image" "platform" "precision" "slots" "context" "stuck" "gpu" "replicas" "autoscaling" "autoscalingRange" "spread"
   "job" "jobStore" "readOnlyStore" "claim" "hostPath" "airGapped" "checkpoint" "filled" "revision"
   "memory" "tenants" "tenantsTwice" "tenantsUnused" "tls" "mtls" "gateway" "ingress"
-  "baselinePlatform" "latest" "extraEnv" "podLabels" -}}
+  "baselinePlatform" "latest" "extraEnv" "extraVolumes" "podLabels" -}}
 {{- with include (printf "dgemma.rule.%s" .) $ -}}
 {{- $wrong = append $wrong . -}}
 {{- end -}}
@@ -34,6 +34,26 @@ platform: not set. Name a file of what the nodes are: -f helm/platforms/h100.yam
 {{- define "dgemma.rule.precision" -}}
 {{- if and .Values.platform.name (not (has .Values.model.precision .Values.platform.precisions)) -}}
 model.precision: {{ default "nothing" .Values.model.precision }} is no precision of {{ .Values.platform.name }}; choose one of {{ join ", " .Values.platform.precisions }}
+{{- end -}}
+{{- end }}
+
+{{- define "dgemma.rule.slots" -}}
+{{- $most := int .Values.platform.limits.slots -}}
+{{- if and $most (gt (int .Values.serving.slots) $most) -}}
+serving.slots: {{ int .Values.serving.slots }} are more than engines of {{ .Values.platform.name }} have rows for; at most {{ $most }}
+{{- end -}}
+{{- end }}
+
+{{- define "dgemma.rule.context" -}}
+{{- $most := int .Values.platform.limits.context -}}
+{{- if and $most (gt (int .Values.serving.maxModelLen) $most) -}}
+serving.maxModelLen: {{ int .Values.serving.maxModelLen }} tokens are more than engines of {{ .Values.platform.name }} take; at most {{ $most }}
+{{- end -}}
+{{- end }}
+
+{{- define "dgemma.rule.stuck" -}}
+{{- if le (float64 .Values.serving.stuckSeconds) (float64 .Values.serving.quietSeconds) -}}
+serving.stuckSeconds: {{ .Values.serving.stuckSeconds }} is not above quietSeconds, {{ .Values.serving.quietSeconds }}: nothing would be given the time to recover
 {{- end -}}
 {{- end }}
 
@@ -195,9 +215,18 @@ baseline.engine: {{ .engine }} ({{ $engine.image }}) is known to run {{ .model }
 {{- define "dgemma.rule.extraEnv" -}}
 {{- $ours := list -}}
 {{- range include "dgemma.serverEnv" . | fromYamlArray -}}{{- $ours = append $ours .name -}}{{- end -}}
+{{- if .Values.model.hfToken.secret -}}{{- $ours = append $ours "HF_TOKEN" -}}{{- end -}}
 {{- range .Values.extraEnv -}}
 {{- if has .name $ours -}}
 extraEnv: {{ .name }} is set by the chart already; change the value that it comes from: see templates/_server.tpl and _pod.tpl
+{{- end -}}
+{{- end -}}
+{{- end }}
+
+{{- define "dgemma.rule.extraVolumes" -}}
+{{- range .Values.extraVolumes -}}
+{{- if has .name (list "store" "tmp" "shm" "models" "tenants" "ledger" "tls") -}}
+extraVolumes: {{ .name }} is a volume of the chart's own; choose another name
 {{- end -}}
 {{- end -}}
 {{- end }}

@@ -24,7 +24,7 @@ spec:
         - {name: TEST_HTTP, value: "{{ include "dgemma.scheme" $ }}://{{ include "dgemma.fullname" $ }}.{{ $.Release.Namespace }}.svc:8000"}
         - {name: TEST_GRPC, value: "{{ include "dgemma.fullname" $ }}.{{ $.Release.Namespace }}.svc:8001"}
         - {name: TEST_MODEL, value: {{ splitList "," $.Values.serving.names | first | trim | quote }}}
-        - {name: TEST_PRECISION, value: {{ $.Values.model.precision }}}
+        - {name: TEST_PRECISION, value: {{ ternary $.Values.model.precision "" (empty $.Values.model.profile) | quote }}}
         {{- with $.Values.tests.apiKey }}
         {{- if .secret }}
         - name: TEST_API_KEY
