@@ -20,6 +20,7 @@ from dgemma.profiles.inventory import Inventory
 from dgemma.profiles.layout import REASON, REPORT
 from dgemma.sealed import FileRecord
 from dgemma_build.cli import app
+from dgemma_build.ensure.verification import Engine, verified_before
 from dgemma_build.verify.report import read_report
 from tests.dgemma.profiles.stores import flip
 from tests.model_store import SMALLEST
@@ -73,6 +74,21 @@ def make_wrong(engine: Path) -> None:
     Manifest(**vars(manifest) | {"files": files}).write(engine)
 
 
+def assert_reports_count_only_as_far_as_they_go(directory: Path) -> None:
+    """The report of another graph, or of less than can be done here, is none."""
+    path, here = directory / REPORT, Engine(directory, None, runs_here=True)
+    text = path.read_text()
+    found = json.loads(text)
+    other = found["engine"] | {"graph_sha256": "0" * 64}
+    assert verified_before(here) is not None
+    for changes in ({"executed": False}, {"passed": False}, {"engine": other}, {"day": "today"}):
+        path.write_text(json.dumps(found | changes))
+        assert verified_before(here) is None, changes
+    path.write_text(json.dumps(found | {"executed": False}))
+    assert verified_before(Engine(directory, None, runs_here=False)) is not None
+    path.write_text(text)
+
+
 @pytest.mark.usefixtures("emitted_once")
 def test_what_is_verified_is_left_alone_and_what_is_wrong_set_aside_until_it_is_right(
     checkpoint: Path, tmp_path: Path
@@ -88,6 +104,7 @@ def test_what_is_verified_is_left_alone_and_what_is_wrong_set_aside_until_it_is_
     second = ensure(tmp_path, checkpoint)
     assert second.exit_code == 0 and "up to date and verified; nothing to do" in second.output
     assert stamps(tmp_path) == before
+    assert_reports_count_only_as_far_as_they_go(engine)
     make_wrong(engine)
     wrong = ensure(tmp_path, checkpoint)
     assert wrong.exit_code == 3 and "nothing else can be served here" in wrong.output

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import signal
 import sys
 from pathlib import Path
@@ -11,10 +9,8 @@ from pathlib import Path
 import pytest
 
 from dgemma.errors import ConfigurationError
-from dgemma.profiles.layout import REPORT
 from dgemma_build.ensure import verification as module
-from dgemma_build.ensure.verification import Engine, verified_before, verify
-from tests.dgemma_build.verify.engines import cpu_engine
+from dgemma_build.ensure.verification import Engine, verify
 
 SAY = print
 
@@ -54,23 +50,3 @@ def test_nor_does_a_mistake_in_asking(engine: Engine, monkeypatch: pytest.Monkey
     ends(monkeypatch, "raise SystemExit('error: no such directory of a weight store')")
     with pytest.raises(ConfigurationError, match="no such directory of a weight store"):
         verify(engine, SAY)
-
-
-def test_a_report_of_the_same_graph_that_says_enough_is_believed(tmp_path: Path) -> None:
-    made = Path(shutil.copytree(cpu_engine("int4"), tmp_path / "engine"))
-    engine = Engine(made, None, runs_here=True)
-    assert verified_before(engine) is None
-    lines: list[str] = []
-    assert verify(engine, lines.append) is None and lines
-    report = made / REPORT
-    assert verified_before(engine) is not None
-    found = json.loads(report.read_text())
-    for changes in ({"executed": False}, {"passed": False}):
-        report.write_text(json.dumps(found | changes))
-        assert verified_before(engine) is None, changes
-    report.write_text(json.dumps(found | {"executed": False}))
-    assert verified_before(Engine(made, None, runs_here=False)) is not None
-    report.write_text(json.dumps(found | {"engine": found["engine"] | {"graph_sha256": "other"}}))
-    assert verified_before(engine) is None
-    report.write_text("{")
-    assert verified_before(engine) is None
