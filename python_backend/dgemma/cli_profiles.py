@@ -27,7 +27,7 @@ from dgemma.profiles.pointer import FILE_NAME as POINTER
 from dgemma.profiles.pointer import current_of
 from dgemma.profiles.profile import Profile, profiles
 from dgemma.profiles.prune import freed, remove, verdicts
-from dgemma.profiles.selection import empty, named
+from dgemma.profiles.selection import empty, is_preferred, named
 from dgemma.settings import DEFAULT_CACHE
 
 BAD_INPUT, FAILED = 2, 1
@@ -42,6 +42,12 @@ def show_profiles(
     profile: Annotated[
         str | None,
         typer.Option(envvar="NIM_MODEL_PROFILE", help="What a service is told to serve."),
+    ] = None,
+    preferred: Annotated[
+        str | None,
+        typer.Option(
+            envvar="DGEMMA_PREFERRED_PROFILE", help="What it tries first: precision or profile."
+        ),
     ] = None,
     checkpoint: Annotated[
         Path | None,
@@ -65,7 +71,11 @@ def show_profiles(
         os.environ.get("NIM_MODEL_PATH") or os.environ.get("NIM_CACHE_PATH") or DEFAULT_CACHE
     )
     try:
-        listing = look(root, Machine.here(), profile or None, checkpoint, deep=verify)
+        listing = look(
+            *(root, Machine.here(), profile or None, checkpoint),
+            preferred=preferred or None,
+            deep=verify,
+        )
         if as_json:
             typer.echo(json.dumps(listing.to_json(), indent=1))
         else:
@@ -83,6 +93,7 @@ def look(
     wanted: str | None = None,
     checkpoint: Path | None = None,
     *,
+    preferred: str | None = None,
     deep: bool = False,
 ) -> Listing:
     """A model store as a service that starts on `machine` would find it.
@@ -94,6 +105,7 @@ def look(
     geometry = Geometry.from_checkpoint(current.checkpoint) if current.checkpoint else None
     content = content_of(current.checkpoint) if current.checkpoint else None
     found = profiles(inventory, machine, geometry, content)
+    found.sort(key=lambda profile: not is_preferred(profile, root, preferred))
     named_by = "NIM_MODEL_PROFILE" if wanted else f"{root / POINTER}"
     chosen, why = _choice(found, root, wanted or current.profile, named_by)
     target = target_of(machine)

@@ -92,6 +92,16 @@ def test_a_named_profile_is_what_would_be_served(
     assert "'int5' is not in" in listed(store)["why"] and listed(store)["selected"] is None
 
 
+def test_a_preferred_precision_would_be_served_where_it_is(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for preferred, expected in (("int4", "int4"), ("nvfp4", "fp32"), ("", "fp32")):
+        monkeypatch.setenv("DGEMMA_PREFERRED_PROFILE", preferred)
+        found = listed(store)
+        [chosen] = [p for p in found["profiles"] if p["id"] == found["selected"]]
+        assert chosen["precision"] == expected
+
+
 def test_a_checkpoint_of_another_geometry_fits_nothing(store: Path, demo_checkpoint: Path) -> None:
     found = listed(store, "--checkpoint", demo_checkpoint)
     assert found["selected"] is None

@@ -145,6 +145,14 @@ def is_meant(profile: Profile, root: Path, wanted: str) -> bool:
     return by_id or wanted in (profile.name, *places)
 
 
+def is_preferred(profile: Profile, root: Path, preferred: str | None) -> bool:
+    """Whether it is what `preferred` says, a precision or as in `is_meant`."""
+    if preferred is None:
+        return False
+    precision = profile.engine.manifest.precision
+    return preferred == precision or is_meant(profile, root, preferred)
+
+
 def _fitting(profiles: Iterable[Profile]) -> str:
     names = dict.fromkeys(p.name for p in profiles if p.refusal is None)
     return "these fit: " + ", ".join(names) if names else "no other fits either"

@@ -24,7 +24,7 @@ from dgemma.profiles.selection import (
     Refusal,
     Selection,
     empty,
-    is_meant,
+    is_preferred,
     named,
     open_first,
     open_named,
@@ -45,10 +45,7 @@ class Wanted:
     preferred: str | None = None  # a precision or a profile, that goes first
 
     def prefers(self, profile: Profile) -> bool:
-        precision = profile.engine.manifest.precision
-        return self.preferred == precision or (
-            self.preferred is not None and is_meant(profile, self.place, self.preferred)
-        )
+        return is_preferred(profile, self.place, self.preferred)
 
 
 def open_wanted(
