@@ -95,9 +95,13 @@ def canary(engine: Path, checkpoint: Path, rounds: int) -> Iterator[Line]:
 
 
 def _loosen_tongue(service: Surface) -> None:
-    """Triton says all it can, as anybody who reaches its port may have it do."""
+    """Triton says all it can, as whoever may look into this machine's processes can have it do."""
+    command = Path(f"/proc/{service.pids['triton']}/cmdline").read_text().split("\0")
+    (restricted,) = (word for word in command if word.startswith("--grpc-restricted-protocol="))
+    name, _, value = restricted.rpartition(":")[2].partition("=")
     with triton.InferenceServerClient(service.grpc_url) as client:
-        client.update_log_settings({"log_verbose_level": 4})
+        headers = {f"triton-grpc-protocol-{name}": value}
+        client.update_log_settings({"log_verbose_level": 4}, headers=headers)
 
 
 def _sing(service: Surface) -> str:

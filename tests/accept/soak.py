@@ -28,6 +28,7 @@ from tests.accept.main_job import Line
 from tests.accept.surface_service import Surface, Traces, surface
 from tests.bench.workload import LONGEST, tasks
 
+WARM = 1 / 6  # of the time: until then every process has met its longest queue
 LOAD = 0.8  # of what is completed with as many clients as there is room for
 SLOTS = 8
 CALIBRATION_S = 20.0
@@ -146,11 +147,11 @@ async def _load(
         await capacity(load, CALIBRATION_S / 4)
         before = await capacity(load, CALIBRATION_S)
         progress.update(bar, description=f"{LOAD * before:.1f} requests/s")
-        memory = [service.memory()]
+        memory: list[dict[str, int]] = []
 
         def advance(due: float) -> None:
             progress.update(bar, completed=due)
-            if due > seconds / 2 and len(memory) == 1:
+            if len(memory) < 2 and due > seconds * (WARM, (1 + WARM) / 2)[len(memory)]:
                 memory.append(service.memory())
 
         outcomes = await arrivals(load, LOAD * before, seconds, advance)
