@@ -170,6 +170,19 @@ def test_nothing_unknown_is_taken_but_what_kubernetes_itself_checks() -> None:
     assert free == KUBERNETES_OWN
 
 
+def test_values_that_are_written_of_are_there() -> None:
+    known = {path for path, _ in WALKED}
+    texts = [CHART.parent / "docs" / "helm.md", *(CHART / "templates").rglob("*")]
+    named = set()
+    for path in (each for each in texts if each.is_file()):
+        named |= set(re.findall(r"`([a-z]\w*(?:\.\w+)+)[:`]", path.read_text()))
+        named |= set(re.findall(r"--set (\w[\w.]*)=", path.read_text()))
+    ours = {name for name in named if f"/{name.split('.')[0]}" in known}
+    assert len(ours) > 20
+    missing = {name for name in ours if f"/{name.replace('.', '/')}" not in known}
+    assert missing == {"tls.crt", "tls.key", "baseline.ENGINE.image"}, "two files, and a pattern"
+
+
 def test_every_default_has_a_place_in_the_schema_and_the_other_way_round() -> None:
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())
 
