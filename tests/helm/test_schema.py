@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from tests.helm.releases import PAIRS, values_of
+from tests.helm.releases import values_of
 from tests.helm.sdk import CHART, problems
+from tests.helm.variants import PAIRS
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 # Taken as Kubernetes has them: its own API checks what is in them.
