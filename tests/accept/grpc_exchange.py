@@ -31,7 +31,8 @@ STATUSES = {
     grpc.StatusCode.UNIMPLEMENTED,
 }
 WAIT_S = 60.0  # for one answer
-LARGE = 8 * 1024  # bytes of metadata, above which gRPC may refuse a call
+# Of gRPC itself, for more metadata than it takes: it may refuse from so many bytes on.
+LARGE, TOO_LARGE = 8 * 1024, {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INTERNAL}
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class Answered:
 
     def wrong(self, asked: Asked) -> str:
         """What may not be; empty where all is well."""
-        if self.status is grpc.StatusCode.RESOURCE_EXHAUSTED and asked.metadata_bytes > LARGE:
+        if self.status in TOO_LARGE and asked.metadata_bytes > LARGE:
             return ""
         if asked.is_message and self.status not in STATUSES:
             return f"{self.status.name} {self.said[:100]}"

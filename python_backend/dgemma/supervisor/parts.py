@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.1
 PROBE_EVERY_S = 0.5
+# The C library would keep what large bodies took, the more threads the longer.
+_ALLOCATOR = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "131072"}
 _PROBE_TIMEOUT_S = 86_400.0  # who does not answer is killed before, and nothing is cancelled
 
 Tell = Callable[[Event], None]
@@ -138,7 +140,7 @@ class FrontPart:
 
     def __init__(self, env: Mapping[str, str], directory: Path, log: int | None) -> None:
         """`env` is added to ours; `directory` is the supervisor's, where signs are left."""
-        self._env = {**os.environ, **env, "DGEMMA_SUPERVISED": str(directory)}
+        self._env = {**_ALLOCATOR, **os.environ, **env, "DGEMMA_SUPERVISED": str(directory)}
         self._sign, self._log = directory / sign.FRONT, log
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = False
