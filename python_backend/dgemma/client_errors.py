@@ -14,6 +14,8 @@ from typing import Any
 _STATUS = re.compile(r"\[([A-Z_]+)\] (.*)", re.DOTALL)
 _RETRY_AFTER = re.compile(r"; retry after ([0-9.]+) s$")
 RETRY_S = 1.0  # where nobody has said more
+# Triton's own words where the model is not loaded; the service's errors never lack a status.
+_NOT_LOADED = ("unknown model", "not ready", "not available", "is stopping", "stopped accepting")
 # The gRPC core says these with UNAVAILABLE; other details are the server's own words.
 _NEVER_CONNECTED = ("failed to connect", "errors resolving", "DNS resolution failed")
 _CONNECTION_LOST = ("Socket closed", "Connection reset", "Broken pipe", "Cancelling all calls")
@@ -107,9 +109,12 @@ def from_status(code: str, details: str, *, url: str, timeout_s: float) -> Clien
 
 def from_message(message: str, *, url: str, timeout_s: float) -> ClientError:
     """The error for a text in a stream: the service's, or what Triton itself refused."""
-    status = _STATUS.fullmatch(message)
-    code, details = status.groups() if status else ("UNKNOWN", message)
-    return from_status(code, details, url=url, timeout_s=timeout_s)
+    if (status := _STATUS.fullmatch(message)) is not None:
+        code, details = status.groups()
+        return from_status(code, details, url=url, timeout_s=timeout_s)
+    if any(words in message for words in _NOT_LOADED):
+        return Unavailable(f"the model is not loaded; it may be starting or stopping ({message})")
+    return from_status("UNKNOWN", message, url=url, timeout_s=timeout_s)
 
 
 def from_rpc_error(error: Any, *, url: str, timeout_s: float) -> ClientError:

@@ -100,6 +100,21 @@ def test_rollback_goes_back_and_forth(here: Path) -> None:
     assert Settings.load().checkpoint.name == second
 
 
+def test_an_engine_alone_is_rolled_back_and_forth(here: Path) -> None:
+    revision = add(here, 1)
+    use(revision)
+    result = run("rollback", "--engine")
+    assert result.exit_code == 2 and "no other engine for this machine" in result.stderr
+    content = CheckpointManifest.read(here / "checkpoint" / revision).content
+    geometry = Geometry.from_checkpoint(DEMO)
+    write_engine(here / "engines" / "rebuilt", geometry=geometry, checkpoint=content, written=2e9)
+    for expected in ("fp32-1", "rebuilt"):
+        result = run("rollback", "--engine")
+        assert result.exit_code == 0 and f"engines/{expected}" in result.stderr
+        assert selected(here)["engine"].endswith(expected)
+    assert Settings.load().checkpoint.name == revision
+
+
 def test_there_may_be_nothing_to_go_back_to(here: Path) -> None:
     brought(write_checkpoint(here.parent / "mirror"), here)
     result = run("rollback")

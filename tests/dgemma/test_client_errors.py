@@ -102,6 +102,19 @@ def test_a_failed_handshake_is_not_a_missing_server(details: str) -> None:
     assert "--tls-ca" in message and details in message
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Request for unknown model: 'diffusion_gemma' has no available versions",
+        "Server is stopping, scheduler for model has stopped accepting new inference requests",
+    ],
+)
+def test_triton_s_own_words_while_it_starts_or_stops_are_unavailable(said: str) -> None:
+    error = from_message(said, url=URL, timeout_s=1.0)
+    assert isinstance(error, Unavailable) and error.retry_after_s == 1.0
+    assert error.message.startswith("the model is not loaded") and said in error.message
+
+
 def test_an_overloaded_server_says_when_to_come_back_in_words_and_in_seconds() -> None:
     said = str(ResourceExhausted("the queue is full", 2.5))
     error = from_message(f"[RESOURCE_EXHAUSTED] {said}", url=URL, timeout_s=1.0)

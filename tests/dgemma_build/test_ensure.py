@@ -18,9 +18,9 @@ from typer.testing import CliRunner, Result
 from dgemma.manifest import Manifest
 from dgemma.profiles.inventory import Inventory
 from dgemma.profiles.layout import REASON, REPORT
-from dgemma.profiles.pointer import CHECKPOINTS, Choice, Pointer
 from dgemma.sealed import FileRecord
 from dgemma_build.cli import app
+from dgemma_build.ensure.verification import Engine, verified_before
 from dgemma_build.verify.report import read_report
 from tests.dgemma.profiles.stores import flip
 from tests.model_store import SMALLEST
@@ -74,6 +74,21 @@ def make_wrong(engine: Path) -> None:
     Manifest(**vars(manifest) | {"files": files}).write(engine)
 
 
+def assert_reports_count_only_as_far_as_they_go(directory: Path) -> None:
+    """The report of another graph, or of less than can be done here, is none."""
+    path, here = directory / REPORT, Engine(directory, None, runs_here=True)
+    text = path.read_text()
+    found = json.loads(text)
+    other = found["engine"] | {"graph_sha256": "0" * 64}
+    assert verified_before(here) is not None
+    for changes in ({"executed": False}, {"passed": False}, {"engine": other}, {"day": "today"}):
+        path.write_text(json.dumps(found | changes))
+        assert verified_before(here) is None, changes
+    path.write_text(json.dumps(found | {"executed": False}))
+    assert verified_before(Engine(directory, None, runs_here=False)) is not None
+    path.write_text(text)
+
+
 @pytest.mark.usefixtures("emitted_once")
 def test_what_is_verified_is_left_alone_and_what_is_wrong_set_aside_until_it_is_right(
     checkpoint: Path, tmp_path: Path
@@ -89,6 +104,7 @@ def test_what_is_verified_is_left_alone_and_what_is_wrong_set_aside_until_it_is_
     second = ensure(tmp_path, checkpoint)
     assert second.exit_code == 0 and "up to date and verified; nothing to do" in second.output
     assert stamps(tmp_path) == before
+    assert_reports_count_only_as_far_as_they_go(engine)
     make_wrong(engine)
     wrong = ensure(tmp_path, checkpoint)
     assert wrong.exit_code == 3 and "nothing else can be served here" in wrong.output
@@ -100,17 +116,11 @@ def test_what_is_verified_is_left_alone_and_what_is_wrong_set_aside_until_it_is_
     assert only_engine(tmp_path) == engine and not away.exists()
 
 
-def test_a_revision_of_the_store_becomes_current_when_something_was_made_of_it(
-    checkpoint: Path, tmp_path: Path
-) -> None:
-    result = run("--store", tmp_path)
-    assert result.exit_code == 2 and "has no current revision" in result.output
-    result = ensure(tmp_path, tmp_path / "nowhere")
-    assert result.exit_code == 2 and "no checkpoint here" in result.output
-    result = run("--store", tmp_path, "--checkpoint", checkpoint, "--revision", "a")
-    assert result.exit_code == 2 and "--revision: goes with hf://" in result.output
+def test_what_cannot_be_built_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     result = ensure(tmp_path, checkpoint, "nvfp5")
     assert result.exit_code == 2 and "'nvfp5' is not built for cpu; known: fp32" in result.output
+    result = run("--store", tmp_path)
+    assert result.exit_code == 2 and "has no current revision" in result.output
 
 
 # As processes
@@ -181,15 +191,3 @@ def test_asked_to_end_it_says_how_to_go_on(checkpoint: Path, tmp_path: Path) -> 
         assert ended.process.wait(PATIENCE_S) == 143, ended.output
     assert "run the same command again to go on from here" in ended.output
     assert Inventory.of(store).engines == ()
-
-
-def test_the_pointer_moves_only_to_a_revision_of_the_store(tmp_path: Path) -> None:
-    from dgemma_build.ensure.source import make_current
-
-    for name in ("one", "two"):
-        (tmp_path / CHECKPOINTS / name).mkdir(parents=True)
-    make_current(tmp_path, tmp_path / "elsewhere")
-    assert Pointer.read(tmp_path) is None
-    for name in ("one", "two", "two"):
-        make_current(tmp_path, tmp_path / CHECKPOINTS / name)
-    assert Pointer.read(tmp_path) == Pointer(Choice("two"), Choice("one"))

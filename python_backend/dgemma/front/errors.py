@@ -35,8 +35,6 @@ _KINDS = {
 }
 # The service's errors begin with the input at fault.
 _FIELD = re.compile(r"((?:[A-Za-z_]\w*)(?:\.\w+|\[\d+\])*): ")
-# Triton's own words where the model is not loaded; the service's errors never lack a status.
-_NOT_LOADED = ("unknown model", "not ready", "not available")
 _TRY_AGAIN = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
 _RETRY_UNKNOWN_S = 1
 
@@ -80,8 +78,6 @@ def from_client_error(error: ClientError, names: dict[str, str]) -> HttpError:
     """What the service or gRPC said; `names` are its inputs as the client's body calls them."""
     status = _HTTP_STATUS.get(error.code, 500)
     message, param = error.message, None
-    if error.code == "UNKNOWN" and any(words in message for words in _NOT_LOADED):
-        status, message = 503, "the model is not loaded; it may be starting or restarting"
     if status == HTTPStatus.BAD_REQUEST and (named := _FIELD.match(message)):
         param = _theirs(named[1], names)
         message = f"{param}: {message[named.end() :]}"

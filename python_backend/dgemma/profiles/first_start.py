@@ -63,7 +63,7 @@ def build_first(
         precision = store.manifest.precision
         name = NAME.format(flavour=entry["flavour"], target=target, precision=precision)
         out = _place(inventory, store, machine, entry)
-        if any(_kind(found.directory) == _kind(out) for found in inventory.set_aside):
+        if any(_kind(f.directory.with_suffix("")) == _kind(out) for f in inventory.set_aside):
             continue  # of that target, precision and version; the inventory says why
         logger.warning("%s; building %s from %s", missing, name, store.directory)
         try:

@@ -3,16 +3,18 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from dgemma.profiles.aside import Aside, set_aside
 from dgemma.profiles.builder import Builder, BuildFailed
 from dgemma.profiles.first_start import build_first
 from dgemma.profiles.inventory import Inventory
 from tests.dgemma.engine.fake_engine import geometry_of
-from tests.dgemma.profiles.stores import GEOMETRY, ON_SPARK, write_weights
+from tests.dgemma.profiles.stores import GEOMETRY, ON_SPARK, write_engine, write_weights
 
 # Answers as `dgemma-build` does and notes how it was called.
 PROGRAM = """
@@ -99,6 +101,17 @@ def test_where_it_fails_the_next_precision_is_built_and_the_reason_kept(
     assert refused.name == "tensorrt_rtx-sm121-nvfp4-tp1-pp1"
     assert refused.reason == "cannot be built: the graph is not accepted"
     assert [call["--precision"] for call in fake.calls] == ["nvfp4", "fp8"]
+
+
+def test_what_is_set_aside_is_not_built_again_in_the_same_version(
+    fake: FakeBuilder, store: Path
+) -> None:
+    place = store / "engines" / "sm121-nvfp4-tensorrt_rtx-1.7.1.116-0123456789ab"
+    set_aside(write_engine(place, "nvfp4", "sm121"), Aside.of("verification", "wrong"))
+    assert build_first(Inventory.of(store), ON_SPARK, GEOMETRY, fake.builder) == []
+    newer = replace(ON_SPARK, runtimes=dict(ON_SPARK.runtimes) | {"tensorrt_rtx": "1.8"})
+    assert build_first(Inventory.of(store), newer, GEOMETRY, fake.builder) == []
+    assert [call["--precision"] for call in fake.calls] == ["fp8", "nvfp4"]
 
 
 def test_where_all_fail_each_says_why(fake: FakeBuilder, store: Path) -> None:

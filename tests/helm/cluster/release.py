@@ -33,12 +33,9 @@ class Release:
 
     @property
     def test_pods(self) -> list[Mapping[str, Any]]:
-        return [
-            found
-            for found in everything_of(self.rendered)
-            if found["kind"] == "Pod"
-            and found["metadata"]["annotations"].get("helm.sh/hook") == "test"
-        ]
+        found = [pod for pod in everything_of(self.rendered) if pod["kind"] == "Pod"]
+        hooks = [pod for pod in found if "test" in pod["metadata"]["annotations"]["helm.sh/hook"]]
+        return sorted(hooks, key=_order)
 
     def objects(
         self, service_address: str, secrets: Mapping[str, Mapping[str, str]] | None = None
@@ -51,6 +48,12 @@ class Release:
         names = [service["metadata"]["name"] for service in of_kind(self.rendered, "Service")]
         hosts = {f"{name}.{NAMESPACE}.svc": service_address for name in names}
         return Objects(maps, own | dict(secrets or {}), hosts, {})
+
+
+def _order(hook: Mapping[str, Any]) -> tuple[int, str]:
+    """That of Helm."""
+    weight = hook["metadata"]["annotations"].get("helm.sh/hook-weight", "0")
+    return int(weight), hook["metadata"]["name"]
 
 
 def run_test(pod: Mapping[str, Any], root: Path, objects: Objects) -> tuple[int, str]:
