@@ -63,5 +63,5 @@ helm.sh/chart: {{ printf "%s-%s" $.Chart.Name $.Chart.Version | replace "+" "_" 
 {{- end }}
 
 {{- define "dgemma.serverName" -}}
-{{ default (printf "%s.%s.svc" (include "dgemma.fullname" .) .Release.Namespace) .Values.tls.serverName }}
+{{ include "dgemma.fullname" . }}.{{ .Release.Namespace }}.svc
 {{- end }}

@@ -18,11 +18,12 @@ from kubernetes_validate.utils import all_versions
 from tests.accept.main_job import Line
 from tests.accept.parts import Part, report
 from tests.helm.api import serving
-from tests.helm.releases import PAIRS, everything_of, merged, values_of
+from tests.helm.releases import everything_of, merged, values_of
 from tests.helm.sdk import Refused, Rendered, render
 from tests.helm.test_kubernetes import distinct, is_defined_elsewhere
 from tests.helm.test_releases import STEPS, Cluster, values
 from tests.helm.test_schema import KUBERNETES_OWN, WALKED, resolved, valid, values_with
+from tests.helm.variants import PAIRS
 
 FIRST = (1, 31)  # what Chart.yaml asks for
 _WORDS = "execution error at (dgemma/templates/deployment.yaml:1:4): \n\n- "  # of the chart's rules

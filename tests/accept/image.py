@@ -70,8 +70,9 @@ def contents(root: Path, config: dict[str, Any], inspected: str) -> Iterator[Lin
     if conf.exists() and conf.stat().st_size:
         told.append("/etc/pip.conf")
     yield Line("this machine's pip configuration in it", str(told or "none"), "none", not told)
-    weights = [str(path) for path in root.rglob("*.safetensors")]
-    yield Line("weights in it", str(weights or "none"), "none", not weights)
+    weights = [str(path.relative_to(root)) for path in root.rglob("*.safetensors")]
+    demo = ["opt/nim/demo/model.safetensors"]
+    yield Line("weights in it", str(weights or "none"), "the demo's", weights == demo)
     asked = f"user {config['User']}, health {'yes' if config.get('Healthcheck') else 'no'}, ports "
     ports = sorted(config.get("ExposedPorts", {}))
     holds = config["User"] == "1000:1000" and bool(config.get("Healthcheck")) and len(ports) == 3

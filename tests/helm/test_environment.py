@@ -12,18 +12,9 @@ from dgemma.settings import Settings
 from dgemma.supervisor.configuration import read
 from dgemma.supervisor.machine import Policy
 from dgemma.supervisor.settings import SupervisorSettings
-from tests.helm.releases import (
-    REVISION,
-    VARIANTS,
-    component_of,
-    containers,
-    environment,
-    of_kind,
-    one,
-    pods,
-    release,
-)
+from tests.helm.releases import component_of, containers, environment, of_kind, one, pods, release
 from tests.helm.sdk import CHART, Object
+from tests.helm.variants import REVISION, VARIANTS
 
 every_variant = pytest.mark.parametrize("variant", VARIANTS)
 OURS = ("NIM_", "DGEMMA_")

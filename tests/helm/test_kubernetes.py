@@ -14,8 +14,9 @@ from typing import Any
 import kubernetes_validate
 import pytest
 
-from tests.helm.releases import VARIANTS, everything_of, one, release
+from tests.helm.releases import everything_of, one, release
 from tests.helm.sdk import Object
+from tests.helm.variants import VARIANTS
 
 VERSIONS = ("1.31", "1.34", "1.37")
 DEFINED_ELSEWHERE = ("gateway.networking.k8s.io", "monitoring.coreos.com")

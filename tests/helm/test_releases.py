@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from tests.helm.api import Api, refusal, serving
-from tests.helm.releases import EVERYTHING, PAIRS, REVISION, VARIANTS, merged, release, values_of
+from tests.helm.releases import merged, release, values_of
 from tests.helm.sdk import CHART, NAMESPACE, RELEASE, Object, chart
+from tests.helm.variants import EVERYTHING, PAIRS, REVISION, VARIANTS
 
 helm_python = pytest.importorskip("helm_python")
 # Value sets that one release may go between: those of the same kind of machine and the same store.

@@ -12,19 +12,9 @@ import pytest
 import yaml
 
 from dgemma.tenants.schema import TenantsFile
-from tests.helm.releases import (
-    EVERYTHING,
-    PAIRS,
-    PLATFORMS,
-    VARIANTS,
-    everything_of,
-    file,
-    of_kind,
-    one,
-    release,
-    values_of,
-)
+from tests.helm.releases import everything_of, file, of_kind, one, release, values_of
 from tests.helm.sdk import CHART, NAMESPACE, RELEASE, lint, render
+from tests.helm.variants import EVERYTHING, PAIRS, PLATFORMS, VARIANTS
 
 TARGETS = {"h100": "sm90", "h100-mig": "sm90", "dgx-spark": "sm121", "dgx-station": "sm103"}
 STATED = ("disk", "memory", "GPU memory", "first token", "precision")

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.helm.releases import MANY, REVISION, TENANTS, values_of
+from tests.helm.releases import values_of
 from tests.helm.sdk import CHART, Refused, render
+from tests.helm.variants import MANY, REVISION, TENANTS
 
-TEMPLATE = (CHART / "templates" / "_validate.tpl").read_text()
+TEMPLATES = CHART / "templates"
 H100, SPARK = "h100 single-tenant", "dgx-spark single-tenant"
 MULTI = "h100 multi-tenant"
 BROKEN: dict[str, tuple[str, Mapping[str, Any], str]] = {
@@ -190,8 +191,10 @@ def test_what_breaks_a_rule_is_refused_with_what_to_do(rule: str) -> None:
 
 
 def test_every_rule_is_asked_for_and_broken_here() -> None:
-    defined = set(re.findall(r'define "dgemma\.rule\.(\w+)"', TEMPLATE))
-    asked = set(re.findall(r'"(\w+)"', TEMPLATE.split("range list")[1].split("-}}")[0]))
+    texts = [path.read_text() for path in TEMPLATES.rglob("*") if path.is_file()]
+    defined = {name for text in texts for name in re.findall(r'define "dgemma\.rule\.(\w+)"', text)}
+    listed = (TEMPLATES / "_validate.tpl").read_text().split("range list")[1].split("-}}")[0]
+    asked = set(re.findall(r'"(\w+)"', listed))
     assert defined == asked == set(BROKEN)
 
 

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from tests.helm.releases import PAIRS, values_of
+from tests.helm.releases import values_of
 from tests.helm.sdk import CHART, problems
+from tests.helm.variants import PAIRS
 
 SCHEMA = json.loads((CHART / "values.schema.json").read_text())
 # Taken as Kubernetes has them: its own API checks what is in them.
@@ -168,6 +169,19 @@ def test_nothing_unknown_is_taken_but_what_kubernetes_itself_checks() -> None:
             else:
                 assert more is False or more == {"type": "string"}, path
     assert free == KUBERNETES_OWN
+
+
+def test_values_that_are_written_of_are_there() -> None:
+    known = {path for path, _ in WALKED}
+    texts = [CHART.parent / "docs" / "helm.md", *(CHART / "templates").rglob("*")]
+    named = set()
+    for path in (each for each in texts if each.is_file()):
+        named |= set(re.findall(r"`([a-z]\w*(?:\.\w+)+)[:`]", path.read_text()))
+        named |= set(re.findall(r"--set (\w[\w.]*)=", path.read_text()))
+    ours = {name for name in named if f"/{name.split('.')[0]}" in known}
+    assert len(ours) > 20
+    missing = {name for name in ours if f"/{name.replace('.', '/')}" not in known}
+    assert missing == {"tls.crt", "tls.key", "baseline.ENGINE.image"}, "two files, and a pattern"
 
 
 def test_every_default_has_a_place_in_the_schema_and_the_other_way_round() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import http.client
 import json
 import os
-import socket
 import ssl
 import sys
 from typing import Any, NoReturn
@@ -19,7 +18,6 @@ HTTP, GRPC = os.environ.get("TEST_HTTP", ""), os.environ.get("TEST_GRPC", "")
 API_KEY = os.environ.get("TEST_API_KEY") or None
 AUTHORITIES = os.environ.get("TEST_CA") or None
 CERTIFICATE, KEY = os.environ.get("TEST_CERT") or None, os.environ.get("TEST_KEY") or None
-SERVER_NAME = os.environ.get("TEST_SERVER_NAME") or None
 
 
 def failed(why: str) -> NoReturn:
@@ -29,24 +27,13 @@ def failed(why: str) -> NoReturn:
 
 def ask(path: str, body: Any = None) -> http.client.HTTPResponse:
     """The answer to a GET, or to a POST of `body` as JSON; it is still to be read."""
-    url = urlsplit(HTTP)
-    connection: http.client.HTTPConnection
-    if url.scheme == "https":
-        connection = _Secure(url.hostname or "", url.port or 443)
-    else:
-        connection = http.client.HTTPConnection(
-            url.hostname or "", url.port or 80, timeout=TIMEOUT_S
-        )
+    method, content = ("GET", None) if body is None else ("POST", json.dumps(body))
     headers = {"Content-Type": "application/json"}
     if API_KEY:
         headers["Authorization"] = f"Bearer {API_KEY}"
+    connection = _connection()
     try:
-        connection.request(
-            "GET" if body is None else "POST",
-            path,
-            None if body is None else json.dumps(body),
-            headers,
-        )
+        connection.request(method, path, content, headers)
         return connection.getresponse()
     except OSError as error:
         failed(f"{HTTP}{path}: {error}")
@@ -61,15 +48,13 @@ def text(path: str, body: Any = None) -> str:
     return content
 
 
-class _Secure(http.client.HTTPSConnection):
-    """TLS for the name that the certificate has, whatever the address is called."""
-
-    def __init__(self, host: str, port: int) -> None:
-        self._trust = ssl.create_default_context(cafile=AUTHORITIES)
-        if CERTIFICATE:
-            self._trust.load_cert_chain(CERTIFICATE, KEY)
-        super().__init__(host, port, timeout=TIMEOUT_S, context=self._trust)
-
-    def connect(self) -> None:
-        plain = socket.create_connection((self.host, self.port), TIMEOUT_S)
-        self.sock = self._trust.wrap_socket(plain, server_hostname=SERVER_NAME or self.host)
+def _connection() -> http.client.HTTPConnection:
+    url = urlsplit(HTTP)
+    if url.scheme != "https":
+        return http.client.HTTPConnection(url.hostname or "", url.port, timeout=TIMEOUT_S)
+    trust = ssl.create_default_context(cafile=AUTHORITIES)
+    if CERTIFICATE:
+        trust.load_cert_chain(CERTIFICATE, KEY)
+    return http.client.HTTPSConnection(
+        url.hostname or "", url.port, timeout=TIMEOUT_S, context=trust
+    )

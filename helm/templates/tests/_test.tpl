@@ -21,8 +21,8 @@ spec:
       imagePullPolicy: {{ $.Values.image.pullPolicy }}
       command: [python, /tests/{{ $name }}.py]
       env:
-        - {name: TEST_HTTP, value: "{{ include "dgemma.scheme" $ }}://{{ include "dgemma.fullname" $ }}.{{ $.Release.Namespace }}.svc:8000"}
-        - {name: TEST_GRPC, value: "{{ include "dgemma.fullname" $ }}.{{ $.Release.Namespace }}.svc:8001"}
+        - {name: TEST_HTTP, value: "{{ include "dgemma.scheme" $ }}://{{ include "dgemma.serverName" $ }}:8000"}
+        - {name: TEST_GRPC, value: "{{ include "dgemma.serverName" $ }}:8001"}
         - {name: TEST_MODEL, value: {{ splitList "," $.Values.serving.names | first | trim | quote }}}
         - {name: TEST_PRECISION, value: {{ ternary $.Values.model.precision "" (empty $.Values.model.profile) | quote }}}
         {{- with $.Values.tests.apiKey }}
@@ -34,7 +34,6 @@ spec:
         {{- end }}
         {{- if ne $.Values.tls.mode "disabled" }}
         - {name: TEST_CA, value: /etc/dgemma/tls/ca.crt}
-        - {name: TEST_SERVER_NAME, value: {{ include "dgemma.serverName" $ }}}
         {{- end }}
         {{- if eq $.Values.tls.mode "mtls" }}
         - {name: TEST_CERT, value: /etc/dgemma/client/tls.crt}
