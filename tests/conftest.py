@@ -34,6 +34,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 LONGEST = (
     *("parity/test_generation", "triton/test_refuses_to_start", "dgemma_build/test_compile.py"),
     *("parity/test_engines", "triton/test_shutdown", "dgemma_build/test_stitch"),
+    *("dgemma_build/test_ensure.py", "helm/test_live"),
     *("parity/test_quantized_engines", "dgemma_build/test_emit", "triton/test_bad_input"),
     *("dgemma_build/test_gpu", "parity/", "triton/", "dgemma_build/quantize/"),
 )

@@ -88,7 +88,14 @@ def rollback(
     try:
         root = _root(store)
         if engine:
-            typer.echo(f"at the next start: {roll_engine_back(root, Machine.here())}", err=True)
+            checkpoint = os.environ.get("DGEMMA_CHECKPOINT")
+            served = roll_engine_back(
+                root,
+                Machine.here(),
+                Path(checkpoint) if checkpoint else None,
+                os.environ.get("DGEMMA_PREFERRED_PROFILE") or None,
+            )
+            typer.echo(f"at the next start: {served}", err=True)
             return
         with changing(root) as pointer:
             moved = (pointer or Pointer(Choice())).back(root)

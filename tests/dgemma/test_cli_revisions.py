@@ -115,6 +115,16 @@ def test_an_engine_alone_is_rolled_back_and_forth(here: Path) -> None:
     assert Settings.load().checkpoint.name == revision
 
 
+def test_an_engine_is_rolled_back_for_the_checkpoint_that_is_served(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = add(here, 1)
+    add(here, 2)
+    monkeypatch.setenv("DGEMMA_CHECKPOINT", str(here / "checkpoint" / first))
+    result = run("rollback", "--engine")
+    assert result.exit_code == 2 and "no other engine" in result.stderr, "that of the second"
+
+
 def test_there_may_be_nothing_to_go_back_to(here: Path) -> None:
     brought(write_checkpoint(here.parent / "mirror"), here)
     result = run("rollback")

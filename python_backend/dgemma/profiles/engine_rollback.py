@@ -6,6 +6,7 @@ the engines of other machines that share the store.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dgemma.checkpoint_manifest import content_of
@@ -18,10 +19,16 @@ from dgemma.profiles.inventory import Inventory
 from dgemma.profiles.locks import building
 from dgemma.profiles.pointer import current_of
 from dgemma.profiles.profile import Profile, profiles
+from dgemma.profiles.selection import is_preferred
 
 
-def roll_engine_back(root: Path, here: Machine) -> str:
-    """What is served at the next start. ConfigurationError where there is nothing to go back to."""
+def roll_engine_back(
+    root: Path, here: Machine, checkpoint: Path | None = None, preferred: str | None = None
+) -> str:
+    """What is served at the next start; `checkpoint` and `preferred` are what the service is told.
+
+    ConfigurationError where there is nothing to go back to.
+    """
     inventory = Inventory.of(root)
     for found in inventory.set_aside:
         if found.manifest.target == target_of(here) and _by_operator(found.directory):
@@ -29,24 +36,28 @@ def roll_engine_back(root: Path, here: Machine) -> str:
             with building(name, _refuse):
                 take_back(found.directory, name)
             return f"{found.name} in {name}"
-    served, before = _two(inventory, here)
+    found = _fitting(inventory, here, current_of(root, checkpoint).checkpoint)
+    found.sort(key=lambda profile: not is_preferred(profile, root, preferred))
+    served, before = _two(found, root)
     name = served.engine.directory
     with building(name, _refuse):
         set_aside(name, Aside.of("operator", f"rolled back to {before.engine.directory.name}"))
     return f"{before.name} in {before.engine.directory}"
 
 
-def _two(inventory: Inventory, here: Machine) -> tuple[Profile, Profile]:
-    """What is served, and what would be without its engine."""
-    checkpoint = current_of(inventory.root).checkpoint
+def _fitting(inventory: Inventory, here: Machine, checkpoint: Path | None) -> list[Profile]:
     geometry = content = None
     if checkpoint is not None:
         geometry, content = Geometry.from_checkpoint(checkpoint), content_of(checkpoint)
-    fitting = [p for p in profiles(inventory, here, geometry, content) if p.refusal is None]
+    return [p for p in profiles(inventory, here, geometry, content) if p.refusal is None]
+
+
+def _two(fitting: Sequence[Profile], root: Path) -> tuple[Profile, Profile]:
+    """What is served, and what would be without its engine."""
     for other in fitting[1:]:
         if other.engine.directory != fitting[0].engine.directory:
             return fitting[0], other
-    raise ConfigurationError(f"{inventory.root}: there is no other engine for this machine")
+    raise ConfigurationError(f"{root}: there is no other engine for this machine")
 
 
 def _by_operator(directory: Path) -> bool:

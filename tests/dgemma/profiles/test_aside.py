@@ -131,6 +131,15 @@ def test_an_engine_is_rolled_back_and_forth(tmp_path: Path) -> None:
     assert opened(tmp_path)[1].directory == str(tmp_path / "new")
 
 
+def test_what_is_rolled_back_is_what_the_service_prefers(tmp_path: Path) -> None:
+    write_engine(tmp_path / "fp32")
+    for name, written in (("old", 1e9), ("new", 2e9)):
+        write_engine(tmp_path / name, "int4", written=written)
+    assert str(tmp_path / "old") in roll_engine_back(tmp_path, NO_GPU, preferred="int4")
+    assert opened(tmp_path, preferred="int4")[1].directory == str(tmp_path / "old")
+    assert str(tmp_path / "new") in roll_engine_back(tmp_path, NO_GPU, preferred="int4")
+
+
 def test_the_engines_of_other_machines_stay_as_they_are(tmp_path: Path) -> None:
     write_weights(tmp_path / "weights", "fp8")
     for name, written in (("a", 1e9), ("b", 2e9)):
