@@ -13,13 +13,13 @@ PRECISIONS := fp32 fp8 int4 nvfp4
 ENGINES := var/engines/demo-cpu
 ENGINE := $(ENGINES)-$(PRECISION)
 BUILD_ENGINE := $(BIN)/dgemma-build engine --checkpoint $(CHECKPOINT) --target cpu --precision $(PRECISION) --out $(ENGINE)
-SOURCES := python_backend build/dgemma_build tests
+SOURCES := python_backend build/dgemma_build helm/files/tests tests
 export PATH := $(BIN):$(PATH)
 # Nothing here may reach for a model on the network.
 export HF_HUB_OFFLINE := 1
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo serve test bench accept-1 accept-2 accept-3 accept-4 soak image-check train-demo evaluate-demo evaluate-precisions clean help
+.PHONY: demo serve test bench accept-1 accept-2 accept-3 accept-4 accept-5 soak image-check train-demo evaluate-demo evaluate-precisions clean help
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -71,6 +71,12 @@ accept-4: $(VENV)/.test
 	@$(BUILD_ENGINE)
 	$(BIN)/python -m tests.accept.surface --engine $(ENGINE) --checkpoint $(CHECKPOINT)
 	exec $(BIN)/python -m tests.accept.chaos --engine $(ENGINE) --checkpoint $(CHECKPOINT)
+
+## make accept-5       the slow checks of the chart: releases and values, its pods and engines as processes
+accept-5: $(VENV)/.test
+	@$(BUILD_ENGINE)
+	$(BIN)/python -m tests.accept.chart
+	exec $(BIN)/python -m tests.accept.chart_live --engine $(ENGINE) --checkpoint $(CHECKPOINT)
 
 ## make soak           30 minutes at 80 % of what the service can do
 soak: $(VENV)/.test
