@@ -7,10 +7,8 @@ here: `make image-check` does that.
 
 from __future__ import annotations
 
-import http.client
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.helm.cluster.machine import Mounted, Objects, environment, new_address
+from tests.helm.cluster.probe import Probe
 
 _LOOK_S = 0.02
 PATIENCE_S = 180.0
@@ -145,9 +144,9 @@ class Pod:
         """One life of the main container."""
         self.seen.started.append(time.monotonic())
         process = self._process = self._spawn(container, "server.log")
-        startup = Probe(container.get("startupProbe"), self)
-        readiness = Probe(container.get("readinessProbe"), self)
-        liveness = Probe(container.get("livenessProbe"), self)
+        startup = Probe(container, "startupProbe", self.address)
+        readiness = Probe(container, "readinessProbe", self.address)
+        liveness = Probe(container, "livenessProbe", self.address)
         up = startup.absent
         while process.poll() is None and not self.deleted:
             if not up:
@@ -211,51 +210,3 @@ class Pod:
     def _set_ready(self, ready: bool) -> None:
         if ready != self.ready:
             self.seen.ready.append((time.monotonic(), ready))
-
-
-class Probe:
-    """One probe of a container; the first time it is asked at once."""
-
-    def __init__(self, declared: Mapping[str, Any] | None, pod: Pod) -> None:
-        self._declared, self._pod = declared or {}, pod
-        self.absent = declared is None
-        self._next = time.monotonic() + self._declared.get("initialDelaySeconds", 0)
-        self.failures = self._in_a_row = 0
-
-    @property
-    def exhausted(self) -> bool:
-        return self._in_a_row >= self._declared.get("failureThreshold", 3)
-
-    def due(self) -> bool:
-        return not self.absent and time.monotonic() >= self._next
-
-    def ask(self) -> bool:
-        self._next = time.monotonic() + self._declared.get("periodSeconds", 10)
-        well = self._answered()
-        self._in_a_row = 0 if well else self._in_a_row + 1
-        self.failures += not well
-        return well
-
-    def _answered(self) -> bool:
-        timeout = self._declared.get("timeoutSeconds", 1)
-        try:
-            if (socket_of := self._declared.get("tcpSocket")) is not None:
-                port = self._port(socket_of["port"])
-                socket.create_connection((self._pod.address, port), timeout).close()
-                return True
-            asked = self._declared["httpGet"]
-            connection = http.client.HTTPConnection(
-                self._pod.address, self._port(asked["port"]), timeout=timeout
-            )
-            try:
-                connection.request("GET", asked["path"], headers={"User-Agent": "kube-probe/1.34"})
-                return 200 <= connection.getresponse().status < 400
-            finally:
-                connection.close()
-        except (OSError, http.client.HTTPException):
-            return False
-
-    def _port(self, port: int | str) -> int:
-        ports = self._pod.spec["containers"][0]["ports"]
-        named = {declared["name"]: declared["containerPort"] for declared in ports}
-        return named[port] if isinstance(port, str) else port
