@@ -36,9 +36,9 @@ def roll_engine_back(
             with building(name, _refuse):
                 take_back(found.directory, name)
             return f"{found.name} in {name}"
-    found = _fitting(inventory, here, current_of(root, checkpoint).checkpoint)
-    found.sort(key=lambda profile: not is_preferred(profile, root, preferred))
-    served, before = _two(found, root)
+    fitting = _fitting(inventory, here, current_of(root, checkpoint).checkpoint)
+    fitting.sort(key=lambda profile: not is_preferred(profile, root, preferred))
+    served, before = _two(fitting, root)
     name = served.engine.directory
     with building(name, _refuse):
         set_aside(name, Aside.of("operator", f"rolled back to {before.engine.directory.name}"))
