@@ -1,0 +1,38 @@
+"""`dgemma-loadtest`: commands, their options and exit codes.
+
+0: done; 1: an SLO or a promise was missed, or the run is spoiled; 2: the input is at fault.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+from rich.console import Console
+
+from dgemma_loadtest.cli_run import run, scenarios
+from dgemma_loadtest.errors import InputError
+
+app = typer.Typer(
+    help="Load tests: what a service that streams text does for many users at once.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command()(run)
+app.command()(scenarios)
+
+
+def main() -> None:
+    """The console script."""
+    try:
+        app()
+    except InputError as error:
+        Console(stderr=True).print(
+            f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True
+        )
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""`dgemma-loadtest run` and `scenarios`: options become an order."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+
+from dgemma_loadtest import driver, prompts, targets
+from dgemma_loadtest import scenario as scenarios_
+from dgemma_loadtest.errors import InputError
+from dgemma_loadtest.fit import parse as parse_fit
+from dgemma_loadtest.generator.order import Order
+from dgemma_loadtest.metrics.slo import Slo
+from dgemma_loadtest.metrics.summary import Summary
+from dgemma_loadtest.scenario import Scenario
+from dgemma_loadtest.showing import Display, remarks, table
+
+WIDTH = 140
+_KEY = "authorization keys go into a file: lines of `tenant: key`"
+
+
+def run(
+    scenario: Annotated[str, typer.Option(help="A shipped scenario, or a file of YAML.")],
+    target: Annotated[str, typer.Option(help="grpc://HOST:PORT, grpcs://…, http://… or https://…")],
+    out: Annotated[Path, typer.Option(help="Directory for the results; an earlier run's go.")],
+    baseline: Annotated[
+        str | None, typer.Option(help="Another target, run behind the first, into OUT/baseline.")
+    ] = None,
+    slo: Annotated[str, typer.Option(help="Limits of goodput: ttfb=0.5,block=300ms,e2e=5")] = "",
+    seed: Annotated[int, typer.Option(help="Of arrivals, prompts and lengths.", min=0)] = 0,
+    duration: Annotated[
+        float | None, typer.Option(help="Seconds of every stage, warm-up in proportion.", min=0.1)
+    ] = None,
+    tenant_keys: Annotated[Path | None, typer.Option(help=_KEY)] = None,
+    tenant_target: Annotated[
+        list[str] | None, typer.Option(help="TENANT=URL: a server of its own; repeatable.")
+    ] = None,
+    own_prompts: Annotated[
+        Path | None, typer.Option("--prompts", help="CLASS.yaml, or a directory of such files.")
+    ] = None,
+    only_class: Annotated[
+        str | None,
+        typer.Option("--class", help="Prompts of this class alone, whatever the scenario says."),
+    ] = None,
+    fit: Annotated[
+        str, typer.Option(help="Lengths the model can take: auto, off, context=N,characters=N")
+    ] = "auto",
+    model: Annotated[str | None, typer.Option(help="Its name; else what the server says.")] = None,
+    baseline_model: Annotated[str | None, typer.Option(help="The baseline's.")] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="Authorities to trust, a PEM file.")] = None,
+) -> None:
+    """Offer a scenario's load to a target and write down what came of it."""
+    limits = Slo.parse(slo).limits()
+    wanted = _adapted(scenarios_.load(scenario), duration, only_class)
+    own_targets = _pairs(tenant_target or [])
+    for url, option in ((target, "target"), (baseline, "baseline")):
+        if url is not None:
+            targets.check(url, option)
+    if fit not in ("auto", "off"):
+        parse_fit(fit)
+    _check_prompts(wanted, own_prompts)
+    order = Order(
+        scenario=wanted.model_dump(mode="json", by_alias=True, exclude_none=True),
+        target=target,
+        seed=seed,
+        out=str(out),
+        tenant_targets=own_targets,
+        keys=_keys(tenant_keys),
+        model=model,
+        ca=None if tls_ca is None else str(tls_ca),
+        prompts=None if own_prompts is None else str(own_prompts),
+        fit=fit,
+        slo=limits,
+    )
+    results = [_shown(order, "target" if baseline else wanted.name)]
+    if baseline is not None and results[0].state == "complete":
+        other = Order(
+            **{
+                **vars(order),
+                "target": baseline,
+                "out": str(out / "baseline"),
+                "model": baseline_model,
+                "tenant_targets": {},
+                "fit": fit,
+            }
+        )
+        results.append(_shown(other, "baseline"))
+    console = Console(width=None if Console().is_terminal else WIDTH)
+    for result in results:
+        console.print(table(result))
+        for line in remarks(result):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    console.print(f"results: {out}", highlight=False, markup=False, soft_wrap=True)
+    if any(result.overhead.spoiled or result.state == "failed" for result in results):
+        raise typer.Exit(1)
+
+
+def scenarios() -> None:
+    """Name the shipped scenarios."""
+    console = Console()
+    for name in scenarios_.shipped():
+        about = scenarios_.load(name).about
+        console.print(f"{name:18} {about}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _shown(order: Order, label: str) -> Summary:
+    with Display(Console(stderr=True), label) as display:
+        return driver.run(order, display.show)
+
+
+def _adapted(wanted: Scenario, duration: float | None, only_class: str | None) -> Scenario:
+    """With every stage of that duration, and every prompt of that class."""
+    stages = []
+    for stage in wanted.stages:
+        loads = stage.loads
+        changes: dict[str, Any] = {}
+        if only_class is not None:
+            shares = {only_class: 1.0}
+            loads = tuple(load.model_copy(update={"prompts": shares}) for load in loads)
+        if duration is not None:
+            factor = duration / stage.duration_s
+            changes = {"duration_s": duration, "warmup_s": stage.warmup_s * factor}
+            loads = tuple(
+                load.model_copy(
+                    update={
+                        "from_s": load.from_s * factor,
+                        "until_s": None if load.until_s is None else load.until_s * factor,
+                    }
+                )
+                for load in loads
+            )
+        stages.append(stage.model_copy(update={**changes, "loads": loads}))
+    return wanted.model_copy(update={"stages": tuple(stages)})
+
+
+def _check_prompts(wanted: Scenario, own: Path | None) -> None:
+    entries = prompts.library(own)
+    for load in (load for stage in wanted.stages for load in stage.loads):
+        prompts.check(load.prompts, entries, load.task)
+
+
+def _pairs(given: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in given:
+        tenant, mark, url = text.partition("=")
+        if not mark or not tenant:
+            raise InputError(f"tenant-target: got {text!r}; allowed: TENANT=URL")
+        targets.check(url, f"tenant-target {tenant}")
+        found[tenant] = url
+    return found
+
+
+def _keys(path: Path | None) -> dict[str, str]:
+    if path is None:
+        return {}
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"tenant-keys: {path}: cannot be read as YAML: {error}") from None
+    if not isinstance(content, Mapping) or not all(isinstance(v, str) for v in content.values()):
+        raise InputError(f"tenant-keys: {path}: must be lines of `tenant: key`")
+    return {str(tenant): key for tenant, key in content.items()}

@@ -1,0 +1,129 @@
+"""Users that are started and stopped one by one, as Locust tells: each is a loop of its own.
+
+Knows commands and where records go; when requests are due is `loops`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections import defaultdict
+from dataclasses import replace
+
+from pydantic import ValidationError
+
+from dgemma_loadtest.generator.exchange import Place
+from dgemma_loadtest.generator.loops import Sending, closed_loop, open_loop
+from dgemma_loadtest.generator.order import COMMAND, Command, event
+from dgemma_loadtest.generator.pipes import Pipes
+from dgemma_loadtest.generator.stages import Supplies
+from dgemma_loadtest.jobs import JobSource, stream
+from dgemma_loadtest.recording import to_line
+from dgemma_loadtest.records import Record
+from dgemma_loadtest.scenario import Load, Scenario
+from dgemma_loadtest.targets.base import Connection
+
+FLUSH_S = 0.2
+DRAIN_S = 10.0
+FOREVER_S = 1e12
+
+
+class Crowd:
+    """The users that are there."""
+
+    def __init__(self, scenario: Scenario, supplies: Supplies, pipes: Pipes) -> None:
+        self._supplies, self._pipes = supplies, pipes
+        self._loads = {load.label: load for stage in scenario.stages for load in stage.loads}
+        self._users: dict[int, asyncio.Task[None]] = {}
+        self._idle: dict[str, list[list[Connection]]] = defaultdict(list)  # by load
+        self._records: list[Record] = []
+        self._stage_times, self._stage_names = [0.0], [""]
+        self._sending = Sending(supplies.clock, self._keep)
+
+    async def obey(self, command: Command) -> None:
+        match command.do:
+            case "start":
+                task = asyncio.create_task(self._user(command.user, self._loads[command.load]))
+                self._users[command.user] = task
+            case "stop":
+                if (user := self._users.pop(command.user, None)) is not None:
+                    user.cancel()
+            case "stage":
+                self._stage_times.append(self._supplies.clock.now())
+                self._stage_names.append(command.stage)
+
+    async def finish(self) -> None:
+        """No more requests; those that are open have some seconds, then they are cut off."""
+        for user in self._users.values():
+            user.cancel()
+        rest = set(self._sending.open)
+        if rest:
+            _, rest = await asyncio.wait(rest, timeout=DRAIN_S)
+        for request in rest:
+            request.cancel()
+        if rest:
+            await asyncio.wait(rest)
+        self.flush()
+
+    def flush(self) -> None:
+        """Send on what has ended."""
+        if self._records:
+            lines = [to_line(record).decode() for record in self._records]
+            self._pipes.send(event("records", lines=lines))
+            self._records.clear()
+
+    def _keep(self, record: Record) -> None:
+        which = bisect_right(self._stage_times, record.scheduled_s) - 1
+        self._records.append(replace(record, stage=self._stage_names[max(which, 0)]))
+
+    async def _user(self, user: int, load: Load) -> None:
+        """Until it is cancelled; its connections are then the next user's."""
+        supplies, idle = self._supplies, self._idle[load.label]
+        count = 1 if load.users is not None else load.connections
+        if idle:
+            connections = idle.pop()
+        else:
+            connections = await supplies.target(load.tenant).connect(count)
+        jobs = JobSource(
+            load,
+            supplies.entries,
+            supplies.fit,
+            stream(supplies.seed, user),
+            f"{load.label}-{user}",
+        )
+        place = Place("", load.label, load.tenant, load.weight)
+        now = supplies.clock.now()
+        try:
+            if load.users is not None:
+                await closed_loop(
+                    load, jobs, user, connections[0], place, self._sending, now, FOREVER_S
+                )
+            else:
+                seed = (supplies.seed, user, 1)
+                await open_loop(load, jobs, connections, place, self._sending, now, FOREVER_S, seed)
+        finally:
+            idle.append(connections)
+
+
+async def commanded(scenario: Scenario, supplies: Supplies, pipes: Pipes) -> None:
+    """Obeys until it is told to end, or nobody is there any more."""
+    crowd = Crowd(scenario, supplies, pipes)
+    flushing = asyncio.create_task(_flush(crowd))
+    try:
+        while line := await pipes.line():
+            try:
+                command = COMMAND.validate_json(line)
+            except ValidationError:
+                break  # STOP
+            if command.do == "end":
+                break
+            await crowd.obey(command)
+    finally:
+        flushing.cancel()
+        await crowd.finish()
+
+
+async def _flush(crowd: Crowd) -> None:
+    while True:
+        await asyncio.sleep(FLUSH_S)
+        crowd.flush()
