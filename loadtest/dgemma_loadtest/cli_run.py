@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 import yaml
@@ -56,7 +56,7 @@ def run(
 ) -> None:
     """Offer a scenario's load to a target and write down what came of it."""
     limits = Slo.parse(slo).limits()
-    wanted = _adapted(scenarios_.load(scenario), duration, only_class)
+    wanted = scenarios_.load(scenario).with_prompts(only_class).with_duration(duration)
     own_targets = _pairs(tenant_target or [])
     for url, option in ((target, "target"), (baseline, "baseline")):
         if url is not None:
@@ -70,7 +70,7 @@ def run(
         seed=seed,
         out=str(out),
         tenant_targets=own_targets,
-        keys=_keys(tenant_keys),
+        keys=keys_of(tenant_keys),
         model=model,
         ca=None if tls_ca is None else str(tls_ca),
         prompts=None if own_prompts is None else str(own_prompts),
@@ -113,31 +113,6 @@ def _shown(order: Order, label: str) -> Summary:
         return driver.run(order, display.show)
 
 
-def _adapted(wanted: Scenario, duration: float | None, only_class: str | None) -> Scenario:
-    """With every stage of that duration, and every prompt of that class."""
-    stages = []
-    for stage in wanted.stages:
-        loads = stage.loads
-        changes: dict[str, Any] = {}
-        if only_class is not None:
-            shares = {only_class: 1.0}
-            loads = tuple(load.model_copy(update={"prompts": shares}) for load in loads)
-        if duration is not None:
-            factor = duration / stage.duration_s
-            changes = {"duration_s": duration, "warmup_s": stage.warmup_s * factor}
-            loads = tuple(
-                load.model_copy(
-                    update={
-                        "from_s": load.from_s * factor,
-                        "until_s": None if load.until_s is None else load.until_s * factor,
-                    }
-                )
-                for load in loads
-            )
-        stages.append(stage.model_copy(update={**changes, "loads": loads}))
-    return wanted.model_copy(update={"stages": tuple(stages)})
-
-
 def _check_prompts(wanted: Scenario, own: Path | None) -> None:
     entries = prompts.library(own)
     for load in (load for stage in wanted.stages for load in stage.loads):
@@ -155,7 +130,8 @@ def _pairs(given: list[str]) -> dict[str, str]:
     return found
 
 
-def _keys(path: Path | None) -> dict[str, str]:
+def keys_of(path: Path | None) -> dict[str, str]:
+    """Keys by tenant, from a file of YAML. Raises InputError."""
     if path is None:
         return {}
     try:

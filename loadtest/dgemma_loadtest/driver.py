@@ -7,6 +7,7 @@ nothing here can hold up.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -41,9 +42,9 @@ def run(order: Order, show: Callable[[Event], None]) -> Summary:
     assert process.stdin is not None and process.stdout is not None
     error = None
     try:
+        process.stdin.write(ORDER.dump_json(order) + b"\n")
+        process.stdin.flush()
         with stopping(process):
-            process.stdin.write(ORDER.dump_json(order) + b"\n")
-            process.stdin.flush()
             for line in process.stdout:
                 event = json.loads(line)
                 if event["event"] == "error":
@@ -112,9 +113,8 @@ def stopping(process: subprocess.Popen[bytes]) -> Iterator[None]:
         if asked > 1:
             process.kill()
             return
-        with suppress(OSError, ValueError):
-            stdin.write(STOP.encode() + b"\n")
-            stdin.flush()
+        with suppress(OSError):
+            os.write(stdin.fileno(), STOP.encode() + b"\n")
 
     before = {which: signal.signal(which, stop) for which in (signal.SIGINT, signal.SIGTERM)}
     try:

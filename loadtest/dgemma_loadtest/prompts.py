@@ -110,10 +110,8 @@ def check(classes: Mapping[str, float], entries: Library, task: str) -> None:
         if name not in entries:
             known = ", ".join(sorted([*entries, RANDOM]))
             raise InputError(f"prompts: there is no class {name!r}; known: {known}")
-        if task == "infill" and not all(entry.template for entry in entries[name]):
-            raise InputError(
-                f"prompts: class {name!r} has prompts without template; infill needs it"
-            )
+        if task == "infill" and not any(entry.template for entry in entries[name]):
+            raise InputError(f"prompts: no prompt of class {name!r} has a template to fill in")
 
 
 def _joined(text: str, known: Sequence[Entry], first: int, length: int) -> str:

@@ -5,6 +5,7 @@ Knows fields, their limits and what they say together; knows nothing of prompts'
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -197,6 +198,40 @@ class Scenario(_Entry):
             ]
         else:
             stages = [_with(stage, f"{rate:g} per s", rate=rate) for rate in self.sweep.rate or ()]
+        return self.model_copy(update={"stages": tuple(stages), "sweep": None})
+
+    def with_prompts(self, prompt_class: str | None) -> Scenario:
+        """All prompts of that class; None: as they are."""
+        if prompt_class is None:
+            return self
+        return self._with_loads(lambda load: {"prompts": {prompt_class: 1.0}})
+
+    def with_duration(self, seconds: float | None) -> Scenario:
+        """Every stage that long, and what it holds in proportion; None: as they are."""
+        if seconds is None:
+            return self
+        stages = []
+        for stage in self.stages:
+            factor = seconds / stage.duration_s
+
+            def shorter(load: Load, factor: float = factor) -> dict[str, Any]:
+                until_s = None if load.until_s is None else load.until_s * factor
+                return {"from_s": load.from_s * factor, "until_s": until_s}
+
+            one = self.model_copy(update={"stages": (stage,)})._with_loads(shorter).stages[0]
+            spans = {"duration_s": seconds, "warmup_s": stage.warmup_s * factor}
+            stages.append(one.model_copy(update=spans))
+        return self.model_copy(update={"stages": tuple(stages)})
+
+    def _with_loads(self, change: Callable[[Load], dict[str, Any]]) -> Scenario:
+        stages = [
+            stage.model_copy(
+                update={
+                    "loads": tuple(load.model_copy(update=change(load)) for load in stage.loads)
+                }
+            )
+            for stage in self.stages
+        ]
         return self.model_copy(update={"stages": tuple(stages)})
 
 

@@ -6,9 +6,8 @@ Knows commands and where records go; when requests are due is `loops`'s.
 from __future__ import annotations
 
 import asyncio
-from bisect import bisect_right
 from collections import defaultdict
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
@@ -20,7 +19,7 @@ from dgemma_loadtest.generator.stages import Supplies
 from dgemma_loadtest.jobs import JobSource, stream
 from dgemma_loadtest.recording import to_line
 from dgemma_loadtest.records import Record
-from dgemma_loadtest.scenario import Load, Scenario
+from dgemma_loadtest.scenario import Scenario
 from dgemma_loadtest.targets.base import Connection
 
 FLUSH_S = 0.2
@@ -28,29 +27,44 @@ DRAIN_S = 10.0
 FOREVER_S = 1e12
 
 
+@dataclass(frozen=True)
+class _Era:
+    """From when on requests belong to a stage, and count."""
+
+    stage: str
+    begins_s: float
+    measured_from_s: float = FOREVER_S
+
+
 class Crowd:
     """The users that are there."""
 
     def __init__(self, scenario: Scenario, supplies: Supplies, pipes: Pipes) -> None:
         self._supplies, self._pipes = supplies, pipes
-        self._loads = {load.label: load for stage in scenario.stages for load in stage.loads}
+        self._loads = {
+            (stage.name, load.label): load for stage in scenario.stages for load in stage.loads
+        }
         self._users: dict[int, asyncio.Task[None]] = {}
-        self._idle: dict[str, list[list[Connection]]] = defaultdict(list)  # by load
+        self._idle: dict[tuple[str, str], list[list[Connection]]] = defaultdict(list)
         self._records: list[Record] = []
-        self._stage_times, self._stage_names = [0.0], [""]
+        self._eras = [_Era("", -FOREVER_S)]
         self._sending = Sending(supplies.clock, self._keep)
 
     async def obey(self, command: Command) -> None:
         match command.do:
             case "start":
-                task = asyncio.create_task(self._user(command.user, self._loads[command.load]))
+                task = asyncio.create_task(self._user(command.user, (command.stage, command.load)))
                 self._users[command.user] = task
             case "stop":
                 if (user := self._users.pop(command.user, None)) is not None:
                     user.cancel()
             case "stage":
-                self._stage_times.append(self._supplies.clock.now())
-                self._stage_names.append(command.stage)
+                now = self._supplies.clock.now()
+                counts = FOREVER_S if command.warmup_s is None else now + command.warmup_s
+                self._eras.append(_Era(command.stage, now, counts))
+            case "measure":
+                now = self._supplies.clock.now()
+                self._eras[-1] = replace(self._eras[-1], measured_from_s=now)
 
     async def finish(self) -> None:
         """No more requests; those that are open have some seconds, then they are cut off."""
@@ -73,12 +87,15 @@ class Crowd:
             self._records.clear()
 
     def _keep(self, record: Record) -> None:
-        which = bisect_right(self._stage_times, record.scheduled_s) - 1
-        self._records.append(replace(record, stage=self._stage_names[max(which, 0)]))
+        due_s = record.scheduled_s
+        era = next(era for era in reversed(self._eras) if era.begins_s <= due_s)
+        warmup = due_s < era.measured_from_s
+        self._records.append(replace(record, stage=era.stage, warmup=warmup))
 
-    async def _user(self, user: int, load: Load) -> None:
+    async def _user(self, user: int, which: tuple[str, str]) -> None:
         """Until it is cancelled; its connections are then the next user's."""
-        supplies, idle = self._supplies, self._idle[load.label]
+        load = self._loads[which]
+        supplies, idle = self._supplies, self._idle[which]
         count = 1 if load.users is not None else load.connections
         if idle:
             connections = idle.pop()

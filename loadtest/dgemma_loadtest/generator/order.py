@@ -36,12 +36,18 @@ class Order:
 
 @dataclass(frozen=True)
 class Command:
-    """`stage`: requests that are due from now on belong to that stage."""
+    """To a generator that is commanded.
 
-    do: Literal["start", "stop", "stage", "end"]
+    start, stop: a user of the load of that label in the scenario's stage of that name. stage:
+    requests that are due from now on belong to `stage`, and count from `warmup_s` on, or where
+    that is None from the command measure on. end: no more requests.
+    """
+
+    do: Literal["start", "stop", "stage", "measure", "end"]
     user: int = 0
     load: str = ""
     stage: str = ""
+    warmup_s: float | None = 0.0
 
 
 ORDER = TypeAdapter(Order)
