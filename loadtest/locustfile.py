@@ -2,16 +2,16 @@
 
     locust -f loadtest/locustfile.py --host grpc://localhost:8001
 
-DGEMMA_LOADTEST_SCENARIO names what users ask; with DGEMMA_LOADTEST_SHAPE=scenario its stages say how
-many there are, too. Results lie in DGEMMA_LOADTEST_OUT.
+DGEMMA_LOADTEST_SCENARIO names what users ask; with DGEMMA_LOADTEST_SHAPE=scenario its stages say
+how many there are, too. Results lie in DGEMMA_LOADTEST_OUT.
 """
 
 from __future__ import annotations
 
 from locust import events
 
-from dgemma_loadtest.swarm.settings import SwarmSettings
 from dgemma_loadtest.swarm.session import initialiser
+from dgemma_loadtest.swarm.settings import SwarmSettings
 from dgemma_loadtest.swarm.users import shape, user_classes
 
 _settings = SwarmSettings.load()

@@ -266,6 +266,8 @@ def shipped() -> list[str]:
 def _mistakes(where: str, error: ValidationError) -> list[str]:
     lines = []
     for mistake in error.errors():
+        if mistake["type"] == "too_short" and mistake["input"]:
+            continue  # of a list whose entries are at fault, and named
         field = ".".join(str(part) for part in mistake["loc"]) or "file"
         got = repr(mistake["input"])
         said = mistake["msg"].removeprefix("Value error, ")

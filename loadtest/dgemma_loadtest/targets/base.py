@@ -5,6 +5,7 @@ Knows no protocol. Pieces bear the time at which their bytes came, before they w
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -13,7 +14,7 @@ from dgemma_loadtest.jobs import Job
 from dgemma_loadtest.records import Usage
 from dgemma_loadtest.run_file import Server
 
-CONNECT_TIMEOUT_S = 20.0
+CONNECT_TIMEOUT_S = float(os.environ.get("DGEMMA_LOADTEST_CONNECT_TIMEOUT_S", "20"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,115 @@
+"""Locust, headless, as a user runs it: alone, with workers, and with a scenario's shape."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dgemma_loadtest import recording, run_file
+from dgemma_loadtest.metrics.summary import from_json
+from dgemma_loadtest.records import Outcome
+from tests.loadtest.server import REPOSITORY, TruthServer
+
+LOCUSTFILE = REPOSITORY / "loadtest" / "locustfile.py"
+SCENARIO = """
+schema: 1
+name: swarm
+stages:
+  - name: one
+    duration_s: 2
+    loads: [{tenant: a, users: 1}, {tenant: b, users: 2, think_s: 0.05}]
+  - name: two
+    duration_s: 2
+    warmup_s: 0.5
+    loads: [{tenant: a, users: 4}, {tenant: c, arrivals: {process: constant, rate: 20}}]
+"""
+
+
+def locust(
+    tmp_path: Path, host: str, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    (tmp_path / "swarm.yaml").write_text(SCENARIO)
+    environment = {
+        **os.environ,
+        "DGEMMA_LOADTEST_SCENARIO": str(tmp_path / "swarm.yaml"),
+        "DGEMMA_LOADTEST_OUT": str(tmp_path / "out"),
+        "DGEMMA_LOADTEST_FIT": "off",
+        **variables,
+    }
+    command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless"]
+    command += ["--host", host, "--csv", str(tmp_path / "table"), "--only-summary", *arguments]
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def table(tmp_path: Path) -> dict[str, int]:
+    """Locust's own counts by row."""
+    with (tmp_path / "table_stats.csv").open() as file:
+        return {row["Name"]: int(row["Request Count"]) for row in csv.DictReader(file)}
+
+
+def test_alone(server: TruthServer, tmp_path: Path) -> None:
+    """Users by the weights of the scenario's first stage; Locust's tables count what we recorded."""
+    done = locust(tmp_path, server.grpc, "-u", "6", "-r", "100", "-t", "2s")
+    assert done.returncode == 0, done.stderr[-2000:]
+    records, run = recording.read(tmp_path / "out"), run_file.read(tmp_path / "out")
+    ok = [record for record in records if record.outcome is Outcome.OK]
+    assert {(r.load, r.user % 1000) for r in records if r.load == "a"} < {
+        ("a", user) for user in range(1, 7)
+    }
+    assert len({r.user for r in ok}) == 6 and len({r.user for r in ok if r.load == "b"}) == 4
+    rows = table(tmp_path)
+    assert rows["a"] + rows["b"] == len(ok)
+    assert (run.generator, run.state, run.server.name) == ("locust", "complete", "truth")
+    found = from_json((tmp_path / "out" / "summary.json").read_bytes())
+    assert found.stages[0].name == "all" and found.stages[0].groups[0].requests > 50
+    assert "results: " in done.stderr
+
+
+def test_with_workers(server: TruthServer, tmp_path: Path) -> None:
+    """Records of all workers reach the master, and users of different workers are different."""
+    done = locust(tmp_path, server.grpc, "-u", "6", "-r", "100", "-t", "2s", "--processes", "2")
+    assert done.returncode == 0, done.stderr[-2000:]
+    ok = [r for r in recording.read(tmp_path / "out") if r.outcome is Outcome.OK]
+    assert len({record.user for record in ok}) == 6
+    assert {record.user // 1_000_000 for record in ok} == {0, 1}
+    rows = table(tmp_path)
+    assert rows["a"] + rows["b"] == len(ok)
+
+
+def test_a_scenario_as_the_shape(server: TruthServer, tmp_path: Path) -> None:
+    done = locust(tmp_path, server.grpc, DGEMMA_LOADTEST_SHAPE="scenario")
+    assert done.returncode == 0, done.stderr[-2000:]
+    records, run = recording.read(tmp_path / "out"), run_file.read(tmp_path / "out")
+    assert [stage.name for stage in run.stages] == ["one", "two"]
+    assert run.stages[1].offered == {"a": 4.0, "c": 20.0}
+    assert run.stages[1].measured_from_s - run.stages[1].begins_s == pytest.approx(0.5)
+    users = {
+        stage: {load: len({r.user for r in records if (r.stage, r.load) == (stage, load)})
+                for load in "abc"}
+        for stage in ("one", "two")
+    }  # fmt: skip
+    assert users["one"]["a"] == 1 and users["one"]["b"] == 2 and users["one"]["c"] == 0
+    assert users["two"]["a"] >= 4 and users["two"]["c"] >= 10
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    done = locust(
+        *(tmp_path, "grpc://127.0.0.1:9", "-u", "1", "-t", "5s"),
+        DGEMMA_LOADTEST_CONNECT_TIMEOUT_S="0.5",
+        DGEMMA_LOADTEST_FIT="auto",
+    )
+    assert done.returncode == 2 and "no server answers at grpc://127.0.0.1:9" in done.stderr
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    done = locust(tmp_path, "localhost:8001", "-u", "1", "-t", "5s")
+    assert done.returncode == 2 and "host: got 'localhost:8001'; allowed" in done.stderr
+    done = locust(tmp_path, "grpc://x:1", "-t", "1s", DGEMMA_LOADTEST_SEED="-1")
+    assert done.returncode != 0 and "DGEMMA_LOADTEST_SEED" in done.stderr
