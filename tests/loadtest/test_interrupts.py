@@ -104,7 +104,7 @@ def test_a_generator_whose_parent_is_killed_ends(server: TruthServer, tmp_path: 
 
 
 def test_a_generator_that_was_held_up_says_so(server: TruthServer, tmp_path: Path) -> None:
-    """Stopped for 0.6 s, as by a busy machine: what was due meanwhile was late, and that is said."""
+    """Stopped for 0.6 s, as by a busy machine: that its timers were late is said."""
     with running(server, tmp_path) as process:
         until(lambda: lines(tmp_path) > 20)
         (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()

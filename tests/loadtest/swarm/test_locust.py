@@ -55,7 +55,7 @@ def table(tmp_path: Path) -> dict[str, int]:
 
 
 def test_alone(server: TruthServer, tmp_path: Path) -> None:
-    """Users by the weights of the scenario's first stage; Locust's tables count what we recorded."""
+    """Users by the weights of the scenario's first stage; Locust's tables count our records."""
     done = locust(tmp_path, server.grpc, "-u", "6", "-r", "100", "-t", "2s")
     assert done.returncode == 0, done.stderr[-2000:]
     records, run = recording.read(tmp_path / "out"), run_file.read(tmp_path / "out")
