@@ -18,9 +18,8 @@ from dgemma_loadtest.generator.order import Order
 from dgemma_loadtest.metrics.slo import Slo
 from dgemma_loadtest.metrics.summary import Summary
 from dgemma_loadtest.scenario import Scenario
-from dgemma_loadtest.showing import Display, remarks, table
+from dgemma_loadtest.showing import Display, console, show_result
 
-WIDTH = 140
 _KEY = "authorization keys go into a file: lines of `tenant: key`"
 
 
@@ -90,22 +89,20 @@ def run(
             }
         )
         results.append(_shown(other, "baseline"))
-    console = Console(width=None if Console().is_terminal else WIDTH)
+    on = console()
     for result in results:
-        console.print(table(result))
-        for line in remarks(result):
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"results: {out}", highlight=False, markup=False, soft_wrap=True)
+        show_result(result, on)
+    on.print(f"results: {out}", highlight=False, markup=False, soft_wrap=True)
     if any(result.overhead.spoiled or result.state == "failed" for result in results):
         raise typer.Exit(1)
 
 
 def scenarios() -> None:
     """Name the shipped scenarios."""
-    console = Console()
+    on = console()
     for name in scenarios_.shipped():
         about = scenarios_.load(name).about
-        console.print(f"{name:18} {about}", highlight=False, markup=False, soft_wrap=True)
+        on.print(f"{name:18} {about}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _shown(order: Order, label: str) -> Summary:

@@ -16,6 +16,7 @@ from dgemma_loadtest.metrics.quantiles import Distribution, Quantile
 from dgemma_loadtest.metrics.summary import Group, StageSummary, Summary
 
 PLAIN_EVERY_S = 5.0
+WIDTH = 150  # where nobody watches, a table is not cut
 Event = dict[str, Any]
 
 
@@ -78,6 +79,19 @@ class Display:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
+def console(*, stderr: bool = False) -> Console:
+    """As wide as the terminal, or as a table needs where there is none."""
+    made = Console(stderr=stderr)
+    return made if made.is_terminal else Console(stderr=stderr, width=WIDTH)
+
+
+def show_result(result: Summary, on: Console) -> None:
+    """The table and what has to be said beside it."""
+    on.print(table(result))
+    for line in remarks(result):
+        on.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def served(server: Event, fit: Event) -> str:
     """Who answers, in a line."""
     parts = [server.get(key) for key in ("name", "version", "model", "profile")]
@@ -112,7 +126,7 @@ def table(result: Summary) -> Table:
         caption_justify="left",
     )
     for name, value in _COLUMNS.items():
-        made.add_column(name, justify="left" if value is None else "right", no_wrap=value is None)
+        made.add_column(name, justify="left" if value is None else "right", no_wrap=True)
     for stage in result.stages:
         for group in stage.groups:
             if group.by in ("all", "tenant"):

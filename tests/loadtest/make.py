@@ -65,5 +65,5 @@ def run_of(**more: Any) -> Run:
 
 def scenario_of(*loads: dict[str, Any], **stage: Any) -> Scenario:
     """One stage of these loads."""
-    fields = {"name": "stage", "duration_s": 1.0, **stage, "loads": list(loads)}
+    fields = {"name": "stage", "duration_s": 0.4, **stage, "loads": list(loads)}
     return parse({"schema": 1, "name": "hand-made", "stages": [fields]})

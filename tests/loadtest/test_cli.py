@@ -34,7 +34,8 @@ def run(*arguments: str) -> str:
     result = RUNNER.invoke(app, ["run", *arguments])
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
-    assert result.exit_code == 0, result.output
+    # A machine that is too busy for the figures to count is said, and is no success.
+    assert result.exit_code == int("SPOILED" in result.output), result.output
     return result.output
 
 

@@ -15,8 +15,7 @@ from dgemma_loadtest.generator.exchange import Place
 from dgemma_loadtest.generator.loops import Sending, closed_loop, open_loop
 from dgemma_loadtest.generator.order import COMMAND, Command, event
 from dgemma_loadtest.generator.pipes import Pipes
-from dgemma_loadtest.generator.stages import Supplies
-from dgemma_loadtest.jobs import JobSource, stream
+from dgemma_loadtest.generator.sources import Supplies
 from dgemma_loadtest.recording import to_line
 from dgemma_loadtest.records import Record
 from dgemma_loadtest.scenario import Scenario
@@ -101,13 +100,7 @@ class Crowd:
             connections = idle.pop()
         else:
             connections = await supplies.target(load.tenant).connect(count)
-        jobs = JobSource(
-            load,
-            supplies.entries,
-            supplies.fit,
-            stream(supplies.seed, user),
-            f"{load.label}-{user}",
-        )
+        jobs = supplies.jobs(load, f"{load.label}-{user}", user)
         place = Place("", load.label, load.tenant, load.weight)
         now = supplies.clock.now()
         try:

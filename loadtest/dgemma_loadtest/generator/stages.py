@@ -7,37 +7,19 @@ Knows when stages begin, end and drain, and when a sweep has gone far enough; a 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
-from dgemma_loadtest.clock import Clock
-from dgemma_loadtest.fit import Fit
-from dgemma_loadtest.generator.exchange import Place
-from dgemma_loadtest.generator.loops import Sending, closed_loop, open_loop
-from dgemma_loadtest.jobs import JobSource, stream
-from dgemma_loadtest.prompts import Library
+from dgemma_loadtest.generator.loops import Sending
+from dgemma_loadtest.generator.sources import Supplies, sources_of
 from dgemma_loadtest.records import Outcome, Record
 from dgemma_loadtest.run_file import StageWindow
 from dgemma_loadtest.scenario import Load, Scenario, Stage
-from dgemma_loadtest.targets.base import Connection, Target
+from dgemma_loadtest.targets.base import Connection
 
 EndedBy = Literal["time", "requests", "knee", "interrupt"]
 CUT_S = 5.0  # for requests that are cut off to say so
-
-
-@dataclass(frozen=True)
-class Supplies:
-    """What all stages draw on. `targets` by tenant; the key "" is everybody else's."""
-
-    targets: Mapping[str, Target]
-    entries: Library
-    fit: Fit
-    seed: int
-    clock: Clock
-
-    def target(self, tenant: str) -> Target:
-        return self.targets.get(tenant, self.targets[""])
 
 
 class Conductor:
@@ -50,12 +32,8 @@ class Conductor:
         keep: Callable[[Record], None],
         announce: Callable[[tuple[StageWindow, ...]], None],
     ) -> None:
-        self.scenario, self._supplies, self._keep, self._announce = (
-            scenario,
-            supplies,
-            keep,
-            announce,
-        )
+        self._stages, self._sweep = scenario.expanded().stages, scenario.sweep
+        self._supplies, self._keep, self._announce = supplies, keep, announce
         self.stop = asyncio.Event()  # set: end at once, keeping what there is
         self.windows: tuple[StageWindow, ...] = ()
         self.sending: Sending | None = None  # of the stage that runs
@@ -85,16 +63,16 @@ class Conductor:
             self._keep(record)
 
         self.sending = sending = Sending(clock, keep, stage.requests)
-        begins_s = clock.now()
+        begins_s = round(clock.now(), 6)  # as records are, or the first would come before it
         ends_s = begins_s + stage.duration_s
         self._begin(stage, begins_s)
         sources = [
             task
             for place, (load, connections) in enumerate(zip(stage.loads, lines, strict=True))
-            for task in self._sources(
-                stage, (number, place), load, connections, sending, begins_s
+            for task in sources_of(
+                stage, (number, place), load, connections, self._supplies, sending, begins_s
             )
-        ]  # fmt: skip
+        ]
         ended_by = await self._until_over(sources, ends_s)
         arrivals_end_s = min(clock.now(), ends_s)
         drain_s = 0.0 if ended_by == "interrupt" else stage.drain_s
@@ -109,50 +87,6 @@ class Conductor:
     async def _connect(self, load: Load) -> list[Connection]:
         count = load.users if load.users is not None else load.connections
         return await self._supplies.target(load.tenant).connect(count)
-
-    def _sources(
-        self,
-        stage: Stage,
-        place: tuple[int, int],
-        load: Load,
-        connections: list[Connection],
-        sending: Sending,
-        stage_begins_s: float,
-    ) -> list[asyncio.Task[None]]:
-        begins_s = stage_begins_s + load.from_s
-        until_s = stage.duration_s if load.until_s is None else min(load.until_s, stage.duration_s)
-        ends_s = stage_begins_s + until_s
-        measured = Place(
-            stage.name, load.label, load.tenant, load.weight, stage_begins_s + stage.warmup_s
-        )
-        seed = (self._supplies.seed, *place)
-        if load.users is None:
-            jobs = self._jobs(load, (*seed, 0), f"{place[0]}-{load.label}")
-            return [
-                asyncio.create_task(
-                    open_loop(
-                        load, jobs, connections, measured, sending, begins_s, ends_s, (*seed, 1)
-                    )
-                )
-            ]
-        return [
-            asyncio.create_task(
-                closed_loop(
-                    load,
-                    self._jobs(load, (*seed, user), f"{place[0]}-{load.label}-{user}"),
-                    user,
-                    connection,
-                    measured,
-                    sending,
-                    begins_s,
-                    ends_s,
-                )
-            )
-            for user, connection in enumerate(connections)
-        ]
-
-    def _jobs(self, load: Load, seed: tuple[int, ...], prefix: str) -> JobSource:
-        return JobSource(load, self._supplies.entries, self._supplies.fit, stream(*seed), prefix)
 
     async def _until_over(self, sources: list[asyncio.Task[None]], ends_s: float) -> EndedBy:
         """Wait for the stage's time, its last request, or `stop`. Raises what a source raised."""

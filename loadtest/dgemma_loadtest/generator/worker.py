@@ -24,7 +24,8 @@ from dgemma_loadtest.generator.order import ORDER, STOP, Order, event
 from dgemma_loadtest.generator.pipes import Pipes
 from dgemma_loadtest.generator.probe import fitted
 from dgemma_loadtest.generator.progress import Progress, Tally
-from dgemma_loadtest.generator.stages import Conductor, Supplies
+from dgemma_loadtest.generator.sources import Supplies
+from dgemma_loadtest.generator.stages import Conductor
 from dgemma_loadtest.generator.watch import Watch
 from dgemma_loadtest.records import Record
 from dgemma_loadtest.run_file import Host, Run, Server, StageWindow
@@ -111,8 +112,8 @@ async def _scripted(
         ]
         try:
             await conductor.run()
-            state = "interrupted" if conductor.stop.is_set() else "complete"
-            current = replace(current, state=state)
+            stopped = conductor.stop.is_set()
+            current = replace(current, state="interrupted" if stopped else "complete")
         except Exception as error:
             current = replace(current, state="failed", why=str(error))
             raise

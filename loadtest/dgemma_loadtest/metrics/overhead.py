@@ -11,7 +11,7 @@ from dgemma_loadtest.records import Record
 from dgemma_loadtest.run_file import Client
 
 LAG_SHARE = 0.05  # of the median time to the first block, that the lag's p99 may be
-LAG_FREE_S = 0.002  # a lag below this is a timer's grain
+LAG_FREE_S = 0.001  # a lag below this is of no account
 CPU_SHARE = 0.9  # of a core, over the run
 LOOP_LAG_S = 0.05  # p99 of timers
 

@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,14 +82,19 @@ def distribution(
 ) -> Distribution:
     seen, cut = np.asarray(values, float), np.asarray(censored, float)
     every = np.concatenate([seen, cut])
-    points = {f"p{level * 100:g}": quantile(seen, level, cut) for level in LEVELS}
-    figures: dict[str, Any] = {
-        "mean": float(seen.mean()) if len(seen) else None,
-        "stdev": float(seen.std(ddof=1)) if len(seen) > 1 else None,
-        "min": float(every.min()) if len(every) else None,
-        "max": float(every.max()) if len(every) else None,
-    }
-    return Distribution(len(every), len(cut), **figures, **points)
+    p50, p90, p95, p99 = (quantile(seen, level, cut) for level in LEVELS)
+    return Distribution(
+        count=len(every),
+        censored=len(cut),
+        mean=float(seen.mean()) if len(seen) else None,
+        stdev=float(seen.std(ddof=1)) if len(seen) > 1 else None,
+        min=float(every.min()) if len(every) else None,
+        max=float(every.max()) if len(every) else None,
+        p50=p50,
+        p90=p90,
+        p95=p95,
+        p99=p99,
+    )
 
 
 @lru_cache(maxsize=4096)

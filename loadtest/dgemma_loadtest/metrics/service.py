@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import NamedTuple
 
 import numpy as np
@@ -132,7 +131,10 @@ def union(spans: Iterable[Span]) -> list[Span]:
 
 def intersection(several: Sequence[Sequence[Span]]) -> list[Span]:
     """When all hold; each argument is apart and in order."""
-    return list(reduce(_both, several)) if several else []
+    common = list(several[0]) if several else []
+    for spans in several[1:]:
+        common = _both(common, spans)
+    return common
 
 
 def _both(these: Sequence[Span], those: Sequence[Span]) -> list[Span]:

@@ -13,22 +13,28 @@ from contextlib import suppress
 from typing import Any
 
 import gevent
+from gevent.event import Event
 
 from dgemma_loadtest.driver import ended, started
 from dgemma_loadtest.generator.order import COMMAND, ORDER, Command, Order
 
 FINISH_S = 20.0
+READY_S = 300.0  # a server may have much to do before its first answer
 logger = logging.getLogger(__name__)
 
 
 class Bridge:
-    """Runs from `__init__` to `finish`; every event is `hear`'s, in a greenlet."""
+    """Runs from `__init__`, which returns when the target has answered, to `finish`; every event is
+    `hear`'s, in a greenlet.
+    """
 
     def __init__(self, order: Order, hear: Callable[[dict[str, Any]], None]) -> None:
         self._hear, self._users, self._over = hear, 0, False
         self._process: subprocess.Popen[bytes] = started()
         self._write(ORDER.dump_json(order))
+        self._ready = Event()
         self._reader = gevent.spawn(self._read)
+        self._ready.wait(READY_S)
 
     def start(self, stage: str, load: str, first: int = 0) -> int:
         """One more user; its number, from `first` on."""
@@ -61,6 +67,8 @@ class Bridge:
             event = json.loads(line)
             last = event["event"]
             self._hear(event)
+            self._ready.set()
         if last not in ("done", "error"):
             said = f"the generator's process ended with {self._process.poll()}"
             self._hear({"event": "error", "message": said})
+            self._ready.set()

@@ -25,6 +25,7 @@ class Collector:
 
     def __init__(self, out: Path, settings: SwarmSettings, scenario: Scenario, target: str) -> None:
         self.out, self.clock = driver.prepared(out), Clock()
+        self._open = False  # whether requests of the last stage may be due
         self._writer = recording.Writer(out / recording.FILE)
         self._run = Run(
             target=target,
@@ -45,9 +46,10 @@ class Collector:
         """Requests that are due from now on belong to it."""
         now = self.clock.now()
         measured = now + (warmup_s or 0.0)
-        self._end_stage(now)
+        self.stop()
         window = StageWindow(name, now, measured, now, now, offered=offered)
         self._run = replace(self._run, stages=(*self._run.stages, window))
+        self._open = True
         self._write()
 
     def measure(self) -> None:
@@ -64,24 +66,24 @@ class Collector:
         self._write()
 
     def stop(self) -> None:
-        """No more requests are due."""
-        self._end_stage(self.clock.now())
+        """No more requests are due in the stage."""
+        if self._open:
+            now = self.clock.now()
+            last = replace(self._run.stages[-1], arrivals_end_s=now, ended_s=now)
+            self._run = replace(self._run, stages=(*self._run.stages[:-1], last))
+            self._open = False
 
     def finish(self, failure: str | None) -> Summary:
         """Everything has been heard: the figures."""
         self._writer.close()
-        state = "complete" if failure is None else "failed"
-        self._run = replace(self._run, state=state, why=failure)
+        self._run = replace(
+            self._run, state="complete" if failure is None else "failed", why=failure
+        )
         if self._run.stages:
             last = replace(self._run.stages[-1], ended_s=self.clock.now())
             self._run = replace(self._run, stages=(*self._run.stages[:-1], last))
         self._write()
         return driver.summed_up(self.out)
-
-    def _end_stage(self, now: float) -> None:
-        if self._run.stages:
-            last = replace(self._run.stages[-1], arrivals_end_s=now, ended_s=now)
-            self._run = replace(self._run, stages=(*self._run.stages[:-1], last))
 
     def _write(self) -> None:
         run_file.write(self._run, self.out)

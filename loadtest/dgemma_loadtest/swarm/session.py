@@ -14,7 +14,6 @@ from typing import Any
 import gevent
 from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
-from rich.console import Console
 
 from dgemma_loadtest import recording, targets
 from dgemma_loadtest.cli_run import keys_of
@@ -23,7 +22,7 @@ from dgemma_loadtest.generator.order import Command, Order
 from dgemma_loadtest.metrics.latency import waited
 from dgemma_loadtest.records import Outcome, Record
 from dgemma_loadtest.scenario import Scenario
-from dgemma_loadtest.showing import remarks, table
+from dgemma_loadtest.showing import console, show_result
 from dgemma_loadtest.swarm.bridge import FINISH_S, Bridge
 from dgemma_loadtest.swarm.collector import Collector
 from dgemma_loadtest.swarm.settings import SwarmSettings
@@ -70,6 +69,11 @@ class Session:
             self._tell("stage", stage=name, warmup_s=warmup_s)
         else:  # the shape's first tick comes before the test's start
             self._begin = {"stage": name, "warmup_s": warmup_s, "offered": offered}
+
+    def end_stage(self) -> None:
+        """No more requests of it are due."""
+        if self._collector is not None:
+            self._collector.stop()
 
     # Locust's events.
 
@@ -157,10 +161,9 @@ class Session:
                 gevent.sleep(0.05)
         collector, self._collector = self._collector, None
         result = collector.finish(self._failure)
-        console = Console(stderr=True)
-        console.print(table(result))
-        for line in [*remarks(result), f"results: {collector.out}"]:
-            console.print(line, highlight=False, markup=False, soft_wrap=True)
+        on = console(stderr=True)
+        show_result(result, on)
+        on.print(f"results: {collector.out}", highlight=False, markup=False, soft_wrap=True)
         if result.overhead.spoiled:
             self._environment.process_exit_code = 1
 
@@ -250,5 +253,7 @@ def initialiser(settings: SwarmSettings, scenario: Scenario) -> Callable[..., No
 
     def on_init(environment: Any, **_: Any) -> None:
         environment.dgemma_session = Session(environment, settings, scenario)
+        # Timers count from when the loop last looked at the clock: before all was imported.
+        gevent.get_hub().loop.update_now()
 
     return on_init

@@ -25,10 +25,10 @@ class SwarmSettings(BaseSettings):
     out: Path = Path("var/loadtest/locust")
     tenant_keys: Path | None = None
     prompts: Path | None = None
-    prompt_class: str | None = Field(None, validation_alias=f"{PREFIX}CLASS")
+    prompt_class: str | None = Field(default=None, validation_alias=f"{PREFIX}CLASS")
     fit: str = "auto"
     slo: str = ""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     model: str | None = None
     tls_ca: Path | None = None
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import gevent
 from locust import LoadTestShape, User, task
 
-from dgemma_loadtest.scenario import Load, Scenario, Stage
+from dgemma_loadtest.scenario import Load, Scenario
 from dgemma_loadtest.swarm.session import Session
 
-SPAWN_ALL = 1000.0  # users per second where the scenario is the shape
+SPAWN_ALL = 100.0  # users per second where the scenario is the shape
 
 
 class GeneratedUser(User):
@@ -32,7 +33,8 @@ class GeneratedUser(User):
 
 
 def session(user: User) -> Session:
-    found: Session = user.environment.dgemma_session
+    environment: Any = user.environment
+    found: Session = environment.dgemma_session
     return found
 
 
@@ -49,6 +51,7 @@ def user_classes(scenario: Scenario, *, all_stages: bool) -> dict[str, type[Gene
                 "stage": stage.name,
                 "load": load.label,
                 "weight": present(load),
+                "fixed_count": present(load) if all_stages else 0,
                 "abstract": False,
             }
             made[name] = type(name, (GeneratedUser,), fields)
@@ -64,23 +67,36 @@ def shape(scenario: Scenario, classes: dict[str, type[GeneratedUser]]) -> type[L
     """The scenario's stages, one after the other, as long as each is to last."""
 
     class ScenarioShape(LoadTestShape):
-        current: Stage | None = None
+        """Between two stages all users leave: Locust would keep those of the one before."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.reset_time()
+
+        def reset_time(self) -> None:
+            super().reset_time()
+            self._left = list(scenario.stages)
+            self._ends_s, self._present = 0.0, False
+            self._users: tuple[int, float, list[type[User]]] = (0, SPAWN_ALL, [])
 
         def tick(self) -> tuple[int, float, list[type[User]]] | None:
-            now, ends = self.get_run_time(), 0.0
-            for stage in scenario.stages:
-                ends += stage.duration_s
-                if now < ends:
-                    return self._of(stage)
-            return None
-
-        def _of(self, stage: Stage) -> tuple[int, float, list[type[User]]]:
-            if stage is not self.current:
-                self.current = stage
-                assert self.runner is not None
-                offered = {load.label: load.offered for load in stage.loads}
-                self.runner.environment.dgemma_session.stage(stage.name, stage.warmup_s, offered)
+            assert self.runner is not None
+            now_s = time.perf_counter() - self.start_time
+            environment: Any = self.runner.environment
+            if now_s < self._ends_s:
+                return self._users
+            if self._present:
+                self._present = False
+                environment.dgemma_session.end_stage()
+                return 0, SPAWN_ALL, self._users[2]
+            if not self._left:
+                return None
+            stage = self._left.pop(0)
+            self._ends_s, self._present = now_s + stage.duration_s, True
             theirs: list[type[User]] = [c for c in classes.values() if c.stage == stage.name]
-            return sum(map(present, stage.loads)), SPAWN_ALL, theirs
+            self._users = (sum(map(present, stage.loads)), SPAWN_ALL, theirs)
+            offered = {load.label: load.offered for load in stage.loads}
+            environment.dgemma_session.stage(stage.name, stage.warmup_s, offered)
+            return self._users
 
     return ScenarioShape

@@ -16,23 +16,21 @@ from tests.loadtest.generator.order import order_of, ran
 from tests.loadtest.make import scenario_of
 from tests.loadtest.server import TruthServer, truth_server
 
-PROMPTS = """
-- {name: refuse, text: REFUSE me}
-- {name: fail, text: FAIL me}
-- {name: break, text: BREAK off}
-- {name: hang, text: HANG on}
-"""
+WAYS = {"refuse": "REFUSE me", "fail": "FAIL me", "break": "BREAK off", "hang": "HANG on"}
 
 
 @pytest.fixture
-def bad(tmp_path: Path) -> Path:
-    path = tmp_path / "bad.yaml"
-    path.write_text(PROMPTS)
-    return path
+def bad(tmp_path: Path) -> str:
+    """A class of prompts for each way in which an answer may end badly."""
+    directory = tmp_path / "bad"
+    directory.mkdir()
+    for name, text in WAYS.items():
+        (directory / f"{name}.yaml").write_text(f"- {{name: {name}, text: {text}}}")
+    return str(directory)
 
 
 def test_users_that_wait_for_their_answers(server: TruthServer, tmp_path: Path) -> None:
-    wanted = scenario_of({"users": 5}, duration_s=1.0, warmup_s=0.3)
+    wanted = scenario_of({"users": 5}, duration_s=0.5, warmup_s=0.2)
     result, records, run = ran(wanted, server.grpc, tmp_path / "out", slo={"ttfb": 5.0})
     assert {record.outcome for record in records} == {Outcome.OK}
     assert {record.user for record in records} == set(range(5))
@@ -65,10 +63,10 @@ def test_arrivals_that_wait_for_nobody(tmp_path: Path) -> None:
     """Each answer takes half a second, and 40 are due in every second all the same."""
     load = {"arrivals": {"process": "constant", "rate": 40}, "connections": 3}
     with truth_server("--first-ms", "500", "--sigma", "0", "--blocks", "1") as slow:
-        _, records, run = ran(scenario_of(load), slow.grpc, tmp_path / "out")
+        _, records, run = ran(scenario_of(load, duration_s=0.6), slow.grpc, tmp_path / "out")
     begins = run.stages[0].begins_s
     assert [round(record.scheduled_s - begins, 3) for record in records] == [
-        number / 40 for number in range(40)
+        number / 40 for number in range(24)
     ]
     assert {record.outcome for record in records} == {Outcome.OK}
     assert all(0.5 <= record.ended_s - record.scheduled_s < 0.9 for record in records)
@@ -85,41 +83,36 @@ def test_http_is_measured_alike(server: TruthServer, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_how_requests_end(server: TruthServer, tmp_path: Path, bad: Path, protocol: str) -> None:
-    loads = [
-        {"name": name, "users": 1, "prompts": {"bad": 1}, "retry_s": 0.05, "timeout_s": 0.4}
-        for name in ("bad",)
-    ]
+def test_how_requests_end(server: TruthServer, tmp_path: Path, bad: str, protocol: str) -> None:
+    fast = {"users": 1, "retry_s": 0.05, "timeout_s": 0.3}
+    loads = [{"name": way, "prompts": {way: 1}, **fast} for way in WAYS]
     leaver = {"name": "leaver", "users": 2, "cancel": {"share": 1.0, "after_blocks": 1}}
     hasty = {"name": "hasty", "users": 2, "cancel": {"share": 1.0, "after_s": 0.005}}
-    wanted = scenario_of(*loads, leaver, hasty, duration_s=3.0)
-    _, records, _ = ran(wanted, getattr(server, protocol), tmp_path / "out", prompts=str(bad))
-    ends = {(r.prompt, r.outcome, r.code) for r in records if r.load == "bad"}
-    codes = {
+    wanted = scenario_of(*loads, leaver, hasty, duration_s=0.8)
+    _, records, _ = ran(wanted, getattr(server, protocol), tmp_path / "out", prompts=bad)
+    ends = {(record.load, record.outcome, record.code) for record in records}
+    refused, failed, broken = {
         "grpc": ("RESOURCE_EXHAUSTED", "INTERNAL", "INTERNAL"),
         "http": ("HTTP_429", "HTTP_500", "UNAVAILABLE"),
-    }
-    refused, failed, broken = codes[protocol]
-    assert ends <= {
+    }[protocol]
+    assert ends - {("break", Outcome.OK, None)} == {
         ("refuse", Outcome.REJECTED, refused),
         ("fail", Outcome.FAILED, failed),
         ("break", Outcome.FAILED, broken),
-        ("break", Outcome.OK, None),  # an answer of one block, over before it breaks
         ("hang", Outcome.LATE, "TIMEOUT"),
+        ("leaver", Outcome.CANCELLED, None),
+        ("hasty", Outcome.CANCELLED, None),
     }
-    assert len({outcome for _, outcome, _ in ends} - {Outcome.OK}) == 3
-    assert {r.outcome for r in records if r.load in ("leaver", "hasty")} == {Outcome.CANCELLED}
-    assert all(len(r.chunks) == 1 for r in records if r.load == "leaver")
+    assert all(len(record.chunks) == 1 for record in records if record.load == "leaver")
 
 
 def test_a_refused_user_waits_as_long_as_it_is_told(
-    server: TruthServer, tmp_path: Path, bad: Path
+    server: TruthServer, tmp_path: Path, bad: str
 ) -> None:
-    bad.write_text("- {name: refuse, text: REFUSE me}")
-    wanted = scenario_of({"users": 1, "prompts": {"bad": 1}, "retry_s": 9.0})
-    _, records, _ = ran(wanted, server.grpc, tmp_path / "out", prompts=str(bad))
+    wanted = scenario_of({"users": 1, "prompts": {"refuse": 1}, "retry_s": 9.0}, duration_s=0.5)
+    _, records, _ = ran(wanted, server.grpc, tmp_path / "out", prompts=bad)
     assert all(record.retry_after_s == 0.05 for record in records)
-    assert 10 <= len(records) <= 20  # 50 ms between them, not 9 s and not at once
+    assert 3 <= len(records) <= 10  # 50 ms between them, not 9 s and not at once
 
 
 def test_requests_that_are_open_at_the_end(tmp_path: Path) -> None:
@@ -136,13 +129,13 @@ def test_requests_that_are_open_at_the_end(tmp_path: Path) -> None:
     }
     ttfb = result.stages[0].groups[0].latency.ttfb_s
     assert ttfb.censored == 5 and ttfb.p99 is not None and ttfb.p99.at_least
-    assert 0.7 <= run.stages[0].ended_s - run.stages[0].begins_s < 5.0
+    assert 0.6 <= run.stages[0].ended_s - run.stages[0].begins_s < 5.0
 
 
 def test_stages_follow_each_other_and_a_sweep_ends_at_the_knee(
     server: TruthServer, tmp_path: Path
 ) -> None:
-    """100 requests a second complete within their stage, 60 000 would need more than there is."""
+    """40 requests a second complete within their stage; of 2000, 40 at a time, few do."""
     content = {
         "schema": 1,
         "name": "knee",
@@ -150,7 +143,7 @@ def test_stages_follow_each_other_and_a_sweep_ends_at_the_knee(
         "stages": [
             {
                 "name": "rate",
-                "duration_s": 0.5,
+                "duration_s": 0.3,
                 "drain_s": 5.0,
                 "loads": [{"arrivals": {"process": "constant", "rate": 1}, "max_open": 40}],
             }
@@ -216,7 +209,7 @@ def test_a_server_that_dies(tmp_path: Path) -> None:
             if event["event"] == "progress" and event["outcomes"]:
                 mortal.process.kill()
 
-        wanted = scenario_of({"users": 4, "retry_s": 0.1}, duration_s=2.0)
+        wanted = scenario_of({"users": 4, "retry_s": 0.1}, duration_s=1.2)
         result = driver.run(order_of(wanted, mortal.grpc, tmp_path / "out"), show)
         records: list[Record] = recording.read(tmp_path / "out")
     found = Counter(record.outcome for record in records)

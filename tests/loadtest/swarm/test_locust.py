@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import json
 import os
 import subprocess
 import sys
@@ -21,11 +21,11 @@ schema: 1
 name: swarm
 stages:
   - name: one
-    duration_s: 2
+    duration_s: 1
     loads: [{tenant: a, users: 1}, {tenant: b, users: 2, think_s: 0.05}]
   - name: two
-    duration_s: 2
-    warmup_s: 0.5
+    duration_s: 1
+    warmup_s: 0.4
     loads: [{tenant: a, users: 4}, {tenant: c, arrivals: {process: constant, rate: 20}}]
 """
 
@@ -42,22 +42,39 @@ def locust(
         **variables,
     }
     command = [sys.executable, "-m", "locust", "-f", str(LOCUSTFILE), "--headless"]
-    command += ["--host", host, "--csv", str(tmp_path / "table"), "--only-summary", *arguments]
+    command += [
+        "--host",
+        host,
+        "--json-file",
+        str(tmp_path / "table"),
+        "--only-summary",
+        *arguments,
+    ]
     return subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=60, check=False
+        [*command, *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
+
+
+def ended_well(done: subprocess.CompletedProcess[str]) -> bool:
+    """Done, or done on a machine that was too busy for its figures to count."""
+    return done.returncode == int("SPOILED" in done.stderr)
 
 
 def table(tmp_path: Path) -> dict[str, int]:
     """Locust's own counts by row."""
-    with (tmp_path / "table_stats.csv").open() as file:
-        return {row["Name"]: int(row["Request Count"]) for row in csv.DictReader(file)}
+    rows = json.loads((tmp_path / "table.json").read_text())
+    return {row["name"]: row["num_requests"] for row in rows}
 
 
 def test_alone(server: TruthServer, tmp_path: Path) -> None:
     """Users by the weights of the scenario's first stage; Locust's tables count our records."""
-    done = locust(tmp_path, server.grpc, "-u", "6", "-r", "100", "-t", "2s")
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = locust(tmp_path, server.grpc, "-u", "6", "-r", "100", "-t", "1s")
+    assert ended_well(done), done.stderr[-2000:]
     records, run = recording.read(tmp_path / "out"), run_file.read(tmp_path / "out")
     ok = [record for record in records if record.outcome is Outcome.OK]
     assert {(r.load, r.user % 1000) for r in records if r.load == "a"} < {
@@ -68,14 +85,14 @@ def test_alone(server: TruthServer, tmp_path: Path) -> None:
     assert rows["a"] + rows["b"] == len(ok)
     assert (run.generator, run.state, run.server.name) == ("locust", "complete", "truth")
     found = from_json((tmp_path / "out" / "summary.json").read_bytes())
-    assert found.stages[0].name == "all" and found.stages[0].groups[0].requests > 50
+    assert found.stages[0].name == "all" and found.stages[0].groups[0].requests > 20
     assert "results: " in done.stderr
 
 
 def test_with_workers(server: TruthServer, tmp_path: Path) -> None:
     """Records of all workers reach the master, and users of different workers are different."""
-    done = locust(tmp_path, server.grpc, "-u", "6", "-r", "100", "-t", "2s", "--processes", "2")
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = locust(tmp_path, server.grpc, "-u", "6", "-r", "100", "-t", "1s", "--processes", "2")
+    assert ended_well(done), done.stderr[-2000:]
     ok = [r for r in recording.read(tmp_path / "out") if r.outcome is Outcome.OK]
     assert len({record.user for record in ok}) == 6
     assert {record.user // 1_000_000 for record in ok} == {0, 1}
@@ -85,18 +102,18 @@ def test_with_workers(server: TruthServer, tmp_path: Path) -> None:
 
 def test_a_scenario_as_the_shape(server: TruthServer, tmp_path: Path) -> None:
     done = locust(tmp_path, server.grpc, DGEMMA_LOADTEST_SHAPE="scenario")
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert ended_well(done), done.stderr[-2000:]
     records, run = recording.read(tmp_path / "out"), run_file.read(tmp_path / "out")
     assert [stage.name for stage in run.stages] == ["one", "two"]
     assert run.stages[1].offered == {"a": 4.0, "c": 20.0}
-    assert run.stages[1].measured_from_s - run.stages[1].begins_s == pytest.approx(0.5)
+    assert run.stages[1].measured_from_s - run.stages[1].begins_s == pytest.approx(0.4)
     users = {
         stage: {load: len({r.user for r in records if (r.stage, r.load) == (stage, load)})
                 for load in "abc"}
         for stage in ("one", "two")
     }  # fmt: skip
     assert users["one"]["a"] == 1 and users["one"]["b"] == 2 and users["one"]["c"] == 0
-    assert users["two"]["a"] >= 4 and users["two"]["c"] >= 10
+    assert users["two"]["a"] >= 4 and users["two"]["c"] >= 5
 
 
 def test_nobody_there(tmp_path: Path) -> None:
