@@ -26,6 +26,7 @@ from dgemma_loadtest.metrics.summary import Summary, summarise
 
 COMMAND = (sys.executable, "-m", "dgemma_loadtest.generator.worker")
 SUMMARY, TABLE = "summary.json", "summary.csv"
+RESULTS = (run_file.FILE, recording.FILE, SUMMARY, TABLE, "report.html", "junit.xml")
 _STOP_S = 30.0
 
 Event = dict[str, Any]
@@ -73,7 +74,7 @@ def prepared(directory: Path) -> Path:
     """The directory, made, and without an earlier run's files. Raises InputError."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        for name in (run_file.FILE, recording.FILE, SUMMARY, TABLE):
+        for name in RESULTS:
             (directory / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"out: {directory}: cannot be written ({error.strerror})") from None

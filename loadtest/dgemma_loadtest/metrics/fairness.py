@@ -6,6 +6,7 @@ little gets all it asks for, which no index should call unfair.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -79,15 +80,22 @@ def jain(values: Sequence[float]) -> float:
     return float(x.sum() ** 2 / (len(x) * (x * x).sum()))
 
 
-def fairness(records: Sequence[Record], slots: int | None = None) -> Fairness | None:
-    """Of one stage; None with fewer than two tenants. `slots` of the server, where known."""
+def fairness(
+    records: Sequence[Record], slots: int | None = None, window: Span | None = None
+) -> Fairness | None:
+    """Of one stage; None with fewer than two tenants. `slots` of the server, where known.
+
+    Spans are of the `window`; but `records` are those of the whole stage, for what was due before
+    it may be served within it.
+    """
     by_tenant: dict[str, list[Record]] = defaultdict(list)
     for record in records:
         by_tenant[record.tenant].append(record)
     if len(by_tenant) < 2:
         return None
     weights = {tenant: theirs[0].weight for tenant, theirs in by_tenant.items()}
-    waiting = {tenant: backlog(theirs) for tenant, theirs in by_tenant.items()}
+    clip = [Span(-math.inf, math.inf) if window is None else window]
+    waiting = {t: intersection([backlog(theirs), clip]) for t, theirs in by_tenant.items()}
     curves = {tenant: curve(theirs) for tenant, theirs in by_tenant.items()}
     common = intersection(list(waiting.values()))
     had = {
@@ -111,9 +119,7 @@ def fairness(records: Sequence[Record], slots: int | None = None) -> Fairness | 
         backlogged_s=sum(span.ends_s - span.begins_s for span in common),
         gap=max(gaps, key=lambda gap: gap.value / gap.bound if gap.bound else 0.0, default=None),
         longest_wait_s={t: _longest_wait(theirs) for t, theirs in by_tenant.items()},
-        rejected={
-            t: sum(r.outcome is Outcome.REJECTED for r in theirs) for t, theirs in by_tenant.items()
-        },
+        rejected={t: sum(map(_rejected, theirs)) for t, theirs in by_tenant.items()},
         estimated=not tells_queue(records),
         slots=slots,
         turn_units=turn,
@@ -180,10 +186,14 @@ def _gap(
     return Gap(tenants, worst, bound, seconds, worst <= bound)
 
 
+def _rejected(record: Record) -> bool:
+    return record.outcome is Outcome.REJECTED and not record.warmup
+
+
 def _longest_wait(records: Sequence[Record]) -> float:
     waits = [0.0]
     for record in records:
-        if record.started_s is None or record.outcome is Outcome.REJECTED:
+        if record.warmup or record.started_s is None or record.outcome is Outcome.REJECTED:
             continue
         began = began_at(record)
         waits.append((record.ended_s if began is None else began) - record.scheduled_s)

@@ -19,6 +19,7 @@ from dgemma_loadtest.metrics.fairness import Fairness, Victim, fairness, victim
 from dgemma_loadtest.metrics.latency import Latencies, latencies
 from dgemma_loadtest.metrics.overhead import Overhead, overhead
 from dgemma_loadtest.metrics.quantiles import Distribution
+from dgemma_loadtest.metrics.service import Span
 from dgemma_loadtest.metrics.slo import Goodput, Slo, goodput
 from dgemma_loadtest.metrics.throughput import Throughput, Window, throughput
 from dgemma_loadtest.metrics.tokens import Tokens, tokens
@@ -141,7 +142,7 @@ def _stage(window: StageWindow, records: Sequence[Record], slo: Slo, run: Run) -
         offered=window.offered,
         seconds=span.seconds,
         groups=tuple(groups),
-        fairness=fairness([r for r in theirs if not r.warmup], run.scenario.get("slots")),
+        fairness=fairness(theirs, run.scenario.get("slots"), Span(span.begins_s, span.ends_s)),
     )
 
 

@@ -64,6 +64,19 @@ def test_shares_by_weight() -> None:
     assert unfair is not None and unfair.jain == pytest.approx(0.9, abs=0.01)
 
 
+def test_what_was_due_before_the_window_is_served_within_it() -> None:
+    """A flood that is all due at once, in the warm-up, and served one after the other."""
+    flood = [
+        record(0.0, number + 2.0, tenant="a", warmup=True, usage=usage(10, queue_s=number + 1.0))
+        for number in range(40)
+    ]
+    steady = crowd("b", 1, 1.0, 40)
+    found = fairness([*flood, *steady], window=Span(10.0, 30.0))
+    assert found is not None and found.backlogged_s == pytest.approx(20.0)
+    assert found.jain == pytest.approx(1.0, abs=0.01)
+    assert found.longest_wait_s == {"a": 0.0, "b": 1.0}
+
+
 def test_gap_grows_where_one_is_starved() -> None:
     fair = fairness([*crowd("a", 1, 2.0, 200), *crowd("b", 1, 2.0, 200)], slots=2)
     assert fair is not None and fair.gap is not None and fair.gap.holds
