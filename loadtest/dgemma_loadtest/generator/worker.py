@@ -78,6 +78,8 @@ async def _work(order: Order, pipes: Pipes) -> None:
         stack.callback(watching.cancel)
         if order.commanded:
             await commanded(wanted, supplies, pipes)
+            if (client := watch.client()) is not None:
+                pipes.send(event("client", client=asdict(client)))
         else:
             await _scripted(order, wanted, supplies, run, watch, pipes)
 

@@ -15,7 +15,7 @@ from dgemma_loadtest import driver, recording, run_file
 from dgemma_loadtest.clock import Clock
 from dgemma_loadtest.metrics.slo import Slo
 from dgemma_loadtest.metrics.summary import Summary
-from dgemma_loadtest.run_file import Host, Run, Server, StageWindow
+from dgemma_loadtest.run_file import Client, Host, Run, Server, StageWindow
 from dgemma_loadtest.scenario import Scenario
 from dgemma_loadtest.swarm.settings import SwarmSettings
 
@@ -64,6 +64,12 @@ class Collector:
     def server(self, said: dict[str, Any], fit: dict[str, Any]) -> None:
         self._run = replace(self._run, server=Server(**said), fit=fit)
         self._write()
+
+    def client(self, client: Client) -> None:
+        """What a generator cost; of several, the busiest one's is kept."""
+        known = self._run.client
+        if known is None or client.cpu_share > known.cpu_share:
+            self._run = replace(self._run, client=client)
 
     def stop(self) -> None:
         """No more requests are due in the stage."""

@@ -21,6 +21,7 @@ from dgemma_loadtest.errors import InputError
 from dgemma_loadtest.generator.order import Command, Order
 from dgemma_loadtest.metrics.latency import waited
 from dgemma_loadtest.records import Outcome, Record
+from dgemma_loadtest.run_file import Client
 from dgemma_loadtest.scenario import Scenario
 from dgemma_loadtest.showing import console, show_result
 from dgemma_loadtest.swarm.bridge import FINISH_S, Bridge
@@ -86,6 +87,7 @@ class Session:
             for kind, listener in (
                 ("records", self._hear_records),
                 ("server", self._hear_server),
+                ("client", self._hear_client),
                 ("error", self._hear_error),
                 ("finished", self._hear_finished),
             ):
@@ -197,6 +199,8 @@ class Session:
                 self._tell("records", lines=event["lines"])
             case "server":
                 self._tell("server", server=event["server"], fit=event["fit"])
+            case "client":
+                self._tell("client", client=event["client"])
             case "error":
                 self._tell("error", message=event["message"])
 
@@ -207,6 +211,10 @@ class Session:
     def _hear_server(self, msg: Any, **_: Any) -> None:
         if self._collector is not None:
             self._collector.server(msg.data["server"], msg.data["fit"])
+
+    def _hear_client(self, msg: Any, **_: Any) -> None:
+        if self._collector is not None:
+            self._collector.client(Client(**msg.data["client"]))
 
     def _hear_error(self, msg: Any, **_: Any) -> None:
         self._give_up(msg.data["message"])

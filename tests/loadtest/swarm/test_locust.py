@@ -86,7 +86,7 @@ def test_alone(server: TruthServer, tmp_path: Path) -> None:
     assert (run.generator, run.state, run.server.name) == ("locust", "complete", "truth")
     found = from_json((tmp_path / "out" / "summary.json").read_bytes())
     assert found.stages[0].name == "all" and found.stages[0].groups[0].requests > 20
-    assert "results: " in done.stderr
+    assert run.client is not None and "results: " in done.stderr
 
 
 def test_with_workers(server: TruthServer, tmp_path: Path) -> None:
