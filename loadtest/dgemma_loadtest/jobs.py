@@ -11,8 +11,8 @@ from typing import Any, Literal
 import numpy as np
 
 from dgemma_loadtest.fit import Fit
+from dgemma_loadtest.loads import Between, Load
 from dgemma_loadtest.prompts import Library, Prompt, draw
-from dgemma_loadtest.scenario import Between, Load
 
 
 @dataclass(frozen=True)

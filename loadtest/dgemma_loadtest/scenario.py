@@ -1,4 +1,4 @@
-"""A scenario as it is written: who asks what, how often, in which stages.
+"""A scenario as it is written: loads in stages, one after the other.
 
 Knows fields, their limits and what they say together; knows nothing of prompts' texts or servers.
 """
@@ -10,114 +10,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from dgemma_loadtest.errors import InputError
+from dgemma_loadtest.loads import Count, Entry, Load, Name, Rate, Seconds, Share
 
 SHIPPED = Path(__file__).with_name("scenarios")
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._=/, -]{0,62}$")]
-Seconds = Annotated[float, Field(ge=0, le=1e6)]
-Count = Annotated[int, Field(ge=1, le=1_000_000)]
-Rate = Annotated[float, Field(gt=0, le=1e5)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Arrivals(_Entry):
-    """An open loop: requests are due whatever becomes of those before them."""
-
-    process: Literal["poisson", "gamma", "constant", "trace"] = "poisson"
-    rate: Rate | None = None  # per second
-    cv: Annotated[float, Field(gt=0, le=20)] = 2.0  # gamma: deviation of gaps over their mean
-    times_s: tuple[float, ...] | None = None  # trace: when each is due
-    speed: Annotated[float, Field(gt=0, le=1e4)] = 1.0  # trace
-
-    @model_validator(mode="after")
-    def _suit(self) -> Self:
-        if self.process == "trace" and not self.times_s:
-            raise ValueError("a trace needs times_s, the seconds at which requests are due")
-        if self.process != "trace" and self.rate is None:
-            raise ValueError(f"{self.process} needs rate, in requests per second")
-        return self
-
-
-class Cancel(_Entry):
-    """Requests that their users leave."""
-
-    share: Share
-    after_s: Annotated[float, Field(gt=0, le=1e6)] | None = None
-    after_blocks: Count | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Self:
-        if (self.after_s is None) == (self.after_blocks is None):
-            raise ValueError("give one of after_s and after_blocks")
-        return self
-
-
-class Between(_Entry):
-    min: Count
-    max: Count
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.min > self.max:
-            raise ValueError(f"min {self.min} is above max {self.max}")
-        return self
-
-
-class Load(_Entry):
-    """One kind of requests: a closed loop of `users`, or an open loop of `arrivals`."""
-
-    name: Name | None = None  # else the tenant's
-    tenant: Name = "default"
-    weight: Annotated[float, Field(gt=0, le=1000)] = 1.0  # the tenant's, as the server has it
-    users: Count | None = None  # each waits for its answer before it asks again
-    think_s: Seconds = 0.0  # between an answer and the next request: the mean
-    think: Literal["exponential", "constant"] = "exponential"
-    arrivals: Arrivals | None = None
-    from_s: Seconds = 0.0  # within the stage
-    until_s: Seconds | None = None
-    task: Literal["generate", "infill"] = "generate"
-    prompts: dict[Name, Annotated[float, Field(gt=0)]] = Field(default={"prose": 1.0}, min_length=1)
-    prompt_tokens: Count | None = None  # cut or joined to about this length
-    fresh: bool = True  # no two prompts begin alike, so that no prefix is cached
-    answer_tokens: Count | Between | Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
-    sampling: dict[str, Any] = {}  # as the service takes it: preset, ignore_eos, …
-    cancel: Cancel | None = None
-    timeout_s: Annotated[float, Field(gt=0, le=86_400)] = 300.0
-    retry_s: Annotated[float, Field(gt=0, le=3600)] = 1.0  # a closed loop's pause after a refusal
-    max_open: Count = 4096  # of an open loop: requests above it are not sent
-    connections: Annotated[int, Field(ge=1, le=4096)] = 16  # of an open loop
-
-    @model_validator(mode="after")
-    def _suit(self) -> Self:
-        if (self.users is None) == (self.arrivals is None):
-            raise ValueError("give one of users (closed loop) and arrivals (open loop)")
-        if self.until_s is not None and self.until_s <= self.from_s:
-            raise ValueError(f"until_s {self.until_s:g} must be above from_s {self.from_s:g}")
-        return self
-
-    @property
-    def label(self) -> str:
-        return self.name or self.tenant
-
-    @property
-    def offered(self) -> float:
-        """Users, or requests per second; of a trace its mean."""
-        if self.users is not None:
-            return float(self.users)
-        assert self.arrivals is not None
-        if self.arrivals.rate is not None:
-            return self.arrivals.rate
-        times = sorted(self.arrivals.times_s or ())
-        return self.arrivals.speed * len(times) / max(times[-1] - times[0], 1e-9)
-
-
-class Stage(_Entry):
+class Stage(Entry):
     """A span of time with one mixture of loads."""
 
     name: Name
@@ -137,13 +38,15 @@ class Stage(_Entry):
         return self
 
 
-class Sweep(_Entry):
+class Sweep(Entry):
     """One stage after the other, each with more users, or a higher rate, than the one before."""
 
     users: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     rate: Annotated[tuple[Rate, ...], Field(min_length=1)] | None = None
     until_knee: bool = False  # ends behind the first stage that does not keep up
-    knee_share: Share = 0.9  # keeping up: so much of what is offered is completed
+    knee_share: Share = (
+        0.9  # of what is due in its second half, completed in it
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -154,7 +57,7 @@ class Sweep(_Entry):
         return self
 
 
-class VictimStages(_Entry):
+class VictimStages(Entry):
     """A tenant that is to be the same with and without an aggressor, and the stages to compare."""
 
     tenant: Name
@@ -162,7 +65,7 @@ class VictimStages(_Entry):
     beside: Name
 
 
-class Scenario(_Entry):
+class Scenario(Entry):
     """See the module. With a sweep there is one stage, which it repeats."""
 
     schema_version: Literal[1] = Field(1, alias="schema")

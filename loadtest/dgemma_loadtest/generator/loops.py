@@ -15,8 +15,8 @@ from dgemma_loadtest import arrivals
 from dgemma_loadtest.clock import Clock
 from dgemma_loadtest.generator.exchange import Place, exchange, unsent
 from dgemma_loadtest.jobs import Job, JobSource, stream
+from dgemma_loadtest.loads import Load
 from dgemma_loadtest.records import Outcome, Record
-from dgemma_loadtest.scenario import Load
 from dgemma_loadtest.targets.base import Connection
 
 REFUSED = frozenset({Outcome.REJECTED, Outcome.FAILED, Outcome.LATE})

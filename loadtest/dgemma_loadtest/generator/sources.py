@@ -15,8 +15,9 @@ from dgemma_loadtest.fit import Fit
 from dgemma_loadtest.generator.exchange import Place
 from dgemma_loadtest.generator.loops import Sending, closed_loop, open_loop
 from dgemma_loadtest.jobs import JobSource, stream
+from dgemma_loadtest.loads import Load
 from dgemma_loadtest.prompts import Library
-from dgemma_loadtest.scenario import Load, Stage
+from dgemma_loadtest.scenario import Stage
 from dgemma_loadtest.targets.base import Connection, Target
 
 

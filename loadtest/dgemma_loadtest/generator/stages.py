@@ -7,19 +7,32 @@ Knows when stages begin, end and drain, and when a sweep has gone far enough; a 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
 from dgemma_loadtest.generator.loops import Sending
 from dgemma_loadtest.generator.sources import Supplies, sources_of
+from dgemma_loadtest.loads import Load
 from dgemma_loadtest.records import Outcome, Record
 from dgemma_loadtest.run_file import StageWindow
-from dgemma_loadtest.scenario import Load, Scenario, Stage
+from dgemma_loadtest.scenario import Scenario, Stage
 from dgemma_loadtest.targets.base import Connection
 
 EndedBy = Literal["time", "requests", "knee", "interrupt"]
 CUT_S = 5.0  # for requests that are cut off to say so
+
+
+def keeps_up(
+    requests: Sequence[tuple[float, float | None]], from_s: float, to_s: float, share: float
+) -> bool:
+    """Whether as much is completed between the two times as is due then, or that share of it.
+
+    `requests`: when each was due, and when it was completed, if it was.
+    """
+    due = sum(from_s <= at_s < to_s for at_s, _ in requests)
+    done = sum(end_s is not None and from_s <= end_s < to_s for _, end_s in requests)
+    return done >= share * due
 
 
 class Conductor:
@@ -53,13 +66,13 @@ class Conductor:
                 return
 
     async def _stage(self, number: int, stage: Stage) -> bool:
-        """Whether what was offered was completed."""
+        """Whether the server kept up."""
         lines = [await self._connect(load) for load in stage.loads]
-        clock, completed = self._supplies.clock, 0
+        clock, ends = self._supplies.clock, list[tuple[float, float | None]]()
 
         def keep(record: Record) -> None:
-            nonlocal completed
-            completed += record.outcome is Outcome.OK and record.ended_s < ends_s
+            ok = record.outcome is Outcome.OK
+            ends.append((record.scheduled_s, record.ended_s if ok else None))
             self._keep(record)
 
         self.sending = sending = Sending(clock, keep, stage.requests)
@@ -82,7 +95,8 @@ class Conductor:
         if self.stop.is_set():
             ended_by = "interrupt"
         self._change(arrivals_end_s=arrivals_end_s, ended_s=clock.now(), ended_by=ended_by)
-        return self._sweep is None or completed >= self._sweep.knee_share * sending.sent
+        half_s = (begins_s + ends_s) / 2
+        return self._sweep is None or keeps_up(ends, half_s, ends_s, self._sweep.knee_share)
 
     async def _connect(self, load: Load) -> list[Connection]:
         count = load.users if load.users is not None else load.connections

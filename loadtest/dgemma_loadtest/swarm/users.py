@@ -8,7 +8,8 @@ from typing import Any
 import gevent
 from locust import LoadTestShape, User, task
 
-from dgemma_loadtest.scenario import Load, Scenario
+from dgemma_loadtest.loads import Load
+from dgemma_loadtest.scenario import Scenario
 from dgemma_loadtest.swarm.session import Session
 
 SPAWN_ALL = 100.0  # users per second where the scenario is the shape

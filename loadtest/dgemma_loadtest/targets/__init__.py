@@ -9,8 +9,9 @@ from pathlib import Path
 from dgemma_loadtest.clock import Clock
 from dgemma_loadtest.errors import InputError
 from dgemma_loadtest.targets.base import Target
+from dgemma_loadtest.targets.contract import MODEL
 from dgemma_loadtest.targets.openai import OpenAITarget
-from dgemma_loadtest.targets.triton import MODEL, TritonTarget
+from dgemma_loadtest.targets.triton import TritonTarget
 
 _ADDRESS = re.compile(r"(?:\[[0-9a-fA-F:]+\]|[^\s/:]+):[0-9]{1,5}")
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import ssl
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from dgemma_loadtest.jobs import Job
 from dgemma_loadtest.records import Usage
 from dgemma_loadtest.run_file import Server
 from dgemma_loadtest.targets.base import CONNECT_TIMEOUT_S, Answer, Connection, End, Piece
-from dgemma_loadtest.targets.triton import usage_of
+from dgemma_loadtest.targets.contract import usage_of
+from dgemma_loadtest.targets.messages import characters_of, counted, error_event, labels_of
 
 # What only this service knows; others would refuse it.
 OURS = frozenset(
@@ -31,8 +31,6 @@ OURS = frozenset(
         *("stability_threshold", "confidence_threshold", "priority", "deadline_s"),
     )
 )
-_CODES = {"rate_limit_exceeded": "HTTP_429", "timeout": "HTTP_504", "unavailable": "HTTP_503"}
-_TEXTS = ("content", "reasoning_content", "reasoning")
 
 
 class OpenAITarget:
@@ -63,7 +61,7 @@ class OpenAITarget:
         models = await self._json("/v1/models")
         metadata = await self._json("/v1/metadata")
         first = _first(models)
-        engine = _labels(await self._text("/v1/metrics"), "dgemma_engine_info")
+        engine = labels_of(await self._text("/v1/metrics"), "dgemma_engine_info")
         simulated = engine.get("simulated")
         return Server(
             kind="openai",
@@ -189,11 +187,11 @@ class OpenAIConnection:
                 break
             event = json.loads(data)
             if "error" in event:
-                raise _error_event(event["error"])
+                raise error_event(event["error"])
             ours = ours or str(event.get("system_fingerprint", "")).startswith("dgemma-")
             for choice in event.get("choices") or ():
                 finish = choice.get("finish_reason") or finish
-                if characters := _characters(choice):
+                if characters := characters_of(choice):
                     yield Piece(
                         at_s,
                         characters,
@@ -203,8 +201,8 @@ class OpenAIConnection:
                     block += 1
             if said := event.get("dgemma"):
                 usage = usage_of(said)
-            elif (counted := event.get("usage")) and usage.useful_tokens is None:
-                usage = _counted(usage, counted)
+            elif (tokens := event.get("usage")) and usage.useful_tokens is None:
+                usage = counted(usage, tokens)
         if not complete and finish is None:
             raise TargetError("UNAVAILABLE", "the stream broke off before its end")
         yield End(at_s, finish, usage)
@@ -228,49 +226,9 @@ async def _refused(response: aiohttp.ClientResponse) -> TargetError:
     return TargetError(f"HTTP_{response.status}", text, float(after) if after.isdecimal() else None)
 
 
-def _error_event(error: Any) -> TargetError:
-    """An error behind the first event: its code is what OpenAI's clients read, not a status."""
-    fields = error if isinstance(error, dict) else {"message": error}
-    said = fields.get("code")
-    code = _CODES.get(str(said), f"HTTP_{said}" if isinstance(said, int) else "HTTP_STREAM")
-    return TargetError(code, str(fields.get("message", "")))
-
-
-def _characters(choice: Mapping[str, Any]) -> int:
-    """Of text, reasoning and calls that a chunk adds."""
-    delta = choice.get("delta") or {}
-    texts = [delta.get(name) or "" for name in _TEXTS] + [choice.get("text") or ""]
-    calls = [str(call.get("function") or "") for call in delta.get("tool_calls") or ()]
-    return sum(map(len, texts + calls))
-
-
-def _counted(usage: Usage, said: Mapping[str, Any]) -> Usage:
-    cached = (said.get("prompt_tokens_details") or {}).get("cached_tokens")
-    return replace(
-        usage,
-        prompt_tokens=said.get("prompt_tokens"),
-        useful_tokens=said.get("completion_tokens"),
-        cached_tokens=cached,
-    )
-
-
 def _first(models: Mapping[str, Any]) -> dict[str, Any]:
     listed = models.get("data") or [{}]
     return dict(listed[0])
-
-
-def _labels(metrics: str, name: str) -> dict[str, str]:
-    """The labels of the first line of that metric."""
-    for line in metrics.splitlines():
-        if line.startswith(name + "{"):
-            return dict(_pairs(line[len(name) + 1 : line.rindex("}")]))
-    return {}
-
-
-def _pairs(labels: str) -> Iterator[tuple[str, str]]:
-    for part in labels.split(","):
-        key, _, value = part.partition("=")
-        yield key.strip(), value.strip().strip('"')
 
 
 def _ssl(ca: Path | None) -> ssl.SSLContext | bool:

@@ -135,17 +135,17 @@ def test_requests_that_are_open_at_the_end(tmp_path: Path) -> None:
 def test_stages_follow_each_other_and_a_sweep_ends_at_the_knee(
     server: TruthServer, tmp_path: Path
 ) -> None:
-    """40 requests a second complete within their stage; of 2000, 40 at a time, few do."""
+    """40 requests a second complete within their stage; of 2000, 10 at a time, few do."""
     content = {
         "schema": 1,
         "name": "knee",
-        "sweep": {"rate": [20, 40, 2000, 4000], "until_knee": True},
+        "sweep": {"rate": [20, 40, 2000, 4000], "until_knee": True, "knee_share": 0.6},
         "stages": [
             {
                 "name": "rate",
-                "duration_s": 0.3,
+                "duration_s": 0.6,
                 "drain_s": 5.0,
-                "loads": [{"arrivals": {"process": "constant", "rate": 1}, "max_open": 40}],
+                "loads": [{"arrivals": {"process": "constant", "rate": 1}, "max_open": 10}],
             }
         ],
     }
