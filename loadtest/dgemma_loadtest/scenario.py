@@ -44,9 +44,7 @@ class Sweep(Entry):
     users: Annotated[tuple[Count, ...], Field(min_length=1)] | None = None
     rate: Annotated[tuple[Rate, ...], Field(min_length=1)] | None = None
     until_knee: bool = False  # ends behind the first stage that does not keep up
-    knee_share: Share = (
-        0.9  # of what is due in its second half, completed in it
-    )
+    knee_share: Share = 0.9  # of what is due in its second half, completed in it
 
     @model_validator(mode="after")
     def _one(self) -> Self:

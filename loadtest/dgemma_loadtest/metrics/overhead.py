@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from dgemma_loadtest.metrics.latency import first_block
@@ -10,7 +10,8 @@ from dgemma_loadtest.metrics.quantiles import percentile
 from dgemma_loadtest.records import Record
 from dgemma_loadtest.run_file import Client
 
-LAG_SHARE = 0.05  # of the median time to the first block, that the lag's p99 may be
+LAG_SHARE = 0.05  # of a percentile of the time to the first block, that the lag's may be
+LEVELS = (0.5, 0.99)
 LAG_FREE_S = 0.001  # a lag below this is of no account
 CPU_SHARE = 0.9  # of a core, over the run
 LOOP_LAG_S = 0.05  # p99 of timers
@@ -32,16 +33,7 @@ def overhead(records: Sequence[Record], client: Client | None) -> Overhead:
     lags = [record.lag_s for record in records if record.started_s is not None]
     if not lags:
         return Overhead(None, None, None, client, False, ())
-    p99 = percentile(lags, 0.99)
-    reasons: list[str] = []
-    firsts = [first for first in map(first_block, records) if first is not None]
-    if firsts and p99 > max(LAG_FREE_S, LAG_SHARE * percentile(firsts, 0.5)):
-        reasons.append(
-            f"requests were sent up to {1e3 * p99:.1f} ms late (p99), "
-            f"{p99 / percentile(firsts, 0.5):.0%} of the median time to the first block; at most "
-            f"{LAG_SHARE:.0%} is allowed: offer less, or spread the load over more processes "
-            "(locust --processes)"
-        )
+    reasons = list(_late(lags, [f for f in map(first_block, records) if f is not None]))
     if client is not None and client.cpu_share > CPU_SHARE:
         reasons.append(
             f"the generator used {client.cpu_share:.0%} of a core; at most {CPU_SHARE:.0%} is "
@@ -52,4 +44,17 @@ def overhead(records: Sequence[Record], client: Client | None) -> Overhead:
             f"the generator's timers came {1e3 * client.loop_lag_p99_s:.0f} ms late (p99); at most "
             f"{1e3 * LOOP_LAG_S:.0f} ms is allowed: run it on a machine that is less busy"
         )
-    return Overhead(percentile(lags, 0.5), p99, max(lags), client, bool(reasons), tuple(reasons))
+    p50, p99 = (percentile(lags, level) for level in LEVELS)
+    return Overhead(p50, p99, max(lags), client, bool(reasons), tuple(reasons))
+
+
+def _late(lags: Sequence[float], firsts: Sequence[float]) -> Iterator[str]:
+    """Latencies count from when a request was due, so this share of them is the generator's own."""
+    for level in LEVELS if firsts else ():
+        lag, first = percentile(lags, level), percentile(firsts, level)
+        if lag > max(LAG_FREE_S, LAG_SHARE * first):
+            yield (
+                f"requests were sent {1e3 * lag:.1f} ms late (p{100 * level:g}), which is "
+                f"{lag / first:.0%} of the time to the first block; at most {LAG_SHARE:.0%} is "
+                "allowed: offer less, or spread the load over more processes (locust --processes)"
+            )

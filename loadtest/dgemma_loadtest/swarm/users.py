@@ -71,11 +71,10 @@ def shape(scenario: Scenario, classes: dict[str, type[GeneratedUser]]) -> type[L
         """Between two stages all users leave: Locust would keep those of the one before."""
 
         def __init__(self) -> None:
-            super().__init__()
             self.reset_time()
 
         def reset_time(self) -> None:
-            super().reset_time()
+            self.start_time = time.perf_counter()
             self._left = list(scenario.stages)
             self._ends_s, self._present = 0.0, False
             self._users: tuple[int, float, list[type[User]]] = (0, SPAWN_ALL, [])

@@ -41,22 +41,12 @@ def test_users_that_wait_for_their_answers(server: TruthServer, tmp_path: Path) 
     assert any(record.warmup for record in records)
     counts_s = run.stages[0].measured_from_s
     assert all(record.warmup == (record.scheduled_s < counts_s) for record in records)
+    _is_whole(max(records, key=lambda record: len(record.chunks)))
     (stage,) = result.stages
     assert stage.groups[0].requests == sum(not record.warmup for record in records)
     assert stage.groups[0].goodput.good == stage.groups[0].requests
     assert (result.state, result.kind, run.server.name) == ("complete", "simulated", "truth")
     assert run.client is not None and run.client.loop_lag_p50_s < 0.02
-
-
-def test_what_is_recorded_of_an_answer(server: TruthServer, tmp_path: Path) -> None:
-    _, records, _ = ran(scenario_of({"users": 1}), server.grpc, tmp_path / "out")
-    record = max(records, key=lambda record: len(record.chunks))
-    assert record.usage is not None and record.finish_reason == "stop"
-    assert [chunk.block for chunk in record.chunks] == list(range(len(record.chunks)))
-    assert tuple(chunk.steps for chunk in record.chunks) == record.usage.steps
-    assert record.usage.useful_tokens == sum(chunk.characters for chunk in record.chunks)
-    assert record.started_s is not None and record.first_s is not None
-    assert record.scheduled_s <= record.started_s < record.first_s <= record.ended_s
 
 
 def test_arrivals_that_wait_for_nobody(tmp_path: Path) -> None:
@@ -85,6 +75,7 @@ def test_http_is_measured_alike(server: TruthServer, tmp_path: Path) -> None:
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_how_requests_end(server: TruthServer, tmp_path: Path, bad: str, protocol: str) -> None:
     fast = {"users": 1, "retry_s": 0.05, "timeout_s": 0.3}
+    told = {"grpc": 0.05, "http": 1.0}[protocol]  # seconds to wait after a refusal
     loads = [{"name": way, "prompts": {way: 1}, **fast} for way in WAYS]
     leaver = {"name": "leaver", "users": 2, "cancel": {"share": 1.0, "after_blocks": 1}}
     hasty = {"name": "hasty", "users": 2, "cancel": {"share": 1.0, "after_s": 0.005}}
@@ -104,15 +95,9 @@ def test_how_requests_end(server: TruthServer, tmp_path: Path, bad: str, protoco
         ("hasty", Outcome.CANCELLED, None),
     }
     assert all(len(record.chunks) == 1 for record in records if record.load == "leaver")
-
-
-def test_a_refused_user_waits_as_long_as_it_is_told(
-    server: TruthServer, tmp_path: Path, bad: str
-) -> None:
-    wanted = scenario_of({"users": 1, "prompts": {"refuse": 1}, "retry_s": 9.0}, duration_s=0.5)
-    _, records, _ = ran(wanted, server.grpc, tmp_path / "out", prompts=bad)
-    assert all(record.retry_after_s == 0.05 for record in records)
-    assert 3 <= len(records) <= 10  # 50 ms between them, not 9 s and not at once
+    refusals = [record for record in records if record.load == "refuse"]
+    assert {record.retry_after_s for record in refusals} == {told}
+    assert 1 <= len(refusals) <= 1 + 0.8 / told  # as long as it is told, not at once
 
 
 def test_requests_that_are_open_at_the_end(tmp_path: Path) -> None:
@@ -216,3 +201,13 @@ def test_a_server_that_dies(tmp_path: Path) -> None:
     assert found[Outcome.OK] >= 4 and found[Outcome.FAILED] >= 4
     assert {r.code for r in records if r.outcome is Outcome.FAILED} == {"UNAVAILABLE"}
     assert result.state == "complete"
+
+
+def _is_whole(record: Record) -> None:
+    """Everything that the server says of an answer is in its record."""
+    assert record.usage is not None and record.finish_reason == "stop"
+    assert [chunk.block for chunk in record.chunks] == list(range(len(record.chunks)))
+    assert tuple(chunk.steps for chunk in record.chunks) == record.usage.steps
+    assert record.usage.useful_tokens == sum(chunk.characters for chunk in record.chunks)
+    assert record.started_s is not None and record.first_s is not None
+    assert record.scheduled_s <= record.started_s < record.first_s <= record.ended_s

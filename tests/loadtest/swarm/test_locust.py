@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from dgemma_loadtest import recording, run_file
+from dgemma_loadtest.errors import InputError
 from dgemma_loadtest.metrics.summary import from_json
 from dgemma_loadtest.records import Outcome
+from dgemma_loadtest.swarm.settings import SwarmSettings
 from tests.loadtest.server import REPOSITORY, TruthServer
 
 LOCUSTFILE = REPOSITORY / "loadtest" / "locustfile.py"
@@ -71,24 +73,6 @@ def table(tmp_path: Path) -> dict[str, int]:
     return {row["name"]: row["num_requests"] for row in rows}
 
 
-def test_alone(server: TruthServer, tmp_path: Path) -> None:
-    """Users by the weights of the scenario's first stage; Locust's tables count our records."""
-    done = locust(tmp_path, server.grpc, "-u", "6", "-r", "100", "-t", "2s")
-    assert ended_well(done), done.stderr[-2000:]
-    records, run = recording.read(tmp_path / "out"), run_file.read(tmp_path / "out")
-    ok = [record for record in records if record.outcome is Outcome.OK]
-    assert {(r.load, r.user % 1000) for r in records if r.load == "a"} < {
-        ("a", user) for user in range(1, 7)
-    }
-    assert len({r.user for r in ok}) == 6 and len({r.user for r in ok if r.load == "b"}) == 4
-    rows = table(tmp_path)
-    assert rows["a"] + rows["b"] == len(ok)
-    assert (run.generator, run.state, run.server.name) == ("locust", "complete", "truth")
-    found = from_json((tmp_path / "out" / "summary.json").read_bytes())
-    assert found.stages[0].name == "all" and found.stages[0].groups[0].requests > 10
-    assert run.client is not None and "results: " in done.stderr
-
-
 def test_with_workers(server: TruthServer, tmp_path: Path) -> None:
     """Records of all workers reach the master, and users of different workers are different."""
     done = locust(tmp_path, server.grpc, "-u", "6", "-r", "100", "-t", "2s", "--processes", "2")
@@ -98,6 +82,11 @@ def test_with_workers(server: TruthServer, tmp_path: Path) -> None:
     assert {record.user // 1_000_000 for record in ok} == {0, 1}
     rows = table(tmp_path)
     assert rows["a"] + rows["b"] == len(ok)
+    assert len({r.user for r in ok if r.load == "b"}) == 4  # by the first stage's users
+    run = run_file.read(tmp_path / "out")
+    assert (run.generator, run.state, run.server.name) == ("locust", "complete", "truth")
+    found = from_json((tmp_path / "out" / "summary.json").read_bytes())
+    assert found.stages[0].name == "all" and found.stages[0].groups[0].requests > 10
 
 
 def test_a_scenario_as_the_shape(server: TruthServer, tmp_path: Path) -> None:
@@ -112,6 +101,9 @@ def test_a_scenario_as_the_shape(server: TruthServer, tmp_path: Path) -> None:
                 for load in "abc"}
         for stage in ("one", "two")
     }  # fmt: skip
+    rows, ok = table(tmp_path), [r for r in records if r.outcome is Outcome.OK]
+    assert rows["a"] + rows["b"] + rows["c"] == len(ok) > 20
+    assert run.client is not None and "results: " in done.stderr
     assert users["one"]["a"] == 1 and users["one"]["b"] == 2 and users["one"]["c"] == 0
     assert users["two"]["a"] >= 4 and users["two"]["c"] >= 5
 
@@ -128,5 +120,9 @@ def test_nobody_there(tmp_path: Path) -> None:
 def test_bad_input(tmp_path: Path) -> None:
     done = locust(tmp_path, "localhost:8001", "-u", "1", "-t", "5s")
     assert done.returncode == 2 and "host: got 'localhost:8001'; allowed" in done.stderr
-    done = locust(tmp_path, "grpc://x:1", "-t", "1s", DGEMMA_LOADTEST_SEED="-1")
-    assert done.returncode != 0 and "DGEMMA_LOADTEST_SEED" in done.stderr
+
+
+def test_bad_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DGEMMA_LOADTEST_SEED", "-1")
+    with pytest.raises(InputError, match=r"^DGEMMA_LOADTEST_SEED: .* got '-1'"):
+        SwarmSettings.load()
