@@ -166,7 +166,7 @@ def _fairness(stage: StageSummary) -> str:
     found = stage.fairness
     assert found is not None
     if found.jain is None:
-        return "tenants never waited at the same time: nothing to share"
+        return "tenants never waited at the same time for long: nothing to share"
     waits = ", ".join(f"{t} {seconds(s)}" for t, s in found.longest_wait_s.items())
     said = f"Jain {found.jain:.3f} over {found.backlogged_s:.1f} s in which all waited"
     if found.gap is not None:

@@ -30,6 +30,10 @@ from dgemma_loadtest.metrics.service import (
 )
 from dgemma_loadtest.records import Outcome, Record
 
+# Who waits for the next block border is served right after it: a span shorter than some blocks says
+# nothing of shares.
+SPAN_TURNS = 3
+
 
 @dataclass(frozen=True)
 class Gap:
@@ -50,7 +54,7 @@ class Fairness:
     jain: float | None  # of service by weight: 1 is as promised, 1/n is all for one
     shares: dict[str, float]  # of the service in these spans, beside `due`
     due: dict[str, float]
-    backlogged_s: float  # time in which all of them waited
+    backlogged_s: float  # time in which all of them waited, in spans of three blocks or more
     gap: Gap | None  # the worst
     longest_wait_s: dict[str, float]  # for a slot where the server tells it, else for a first block
     rejected: dict[str, int]
@@ -97,14 +101,20 @@ def fairness(
     clip = [Span(-math.inf, math.inf) if window is None else window]
     waiting = {t: intersection([backlog(theirs), clip]) for t, theirs in by_tenant.items()}
     curves = {tenant: curve(theirs) for tenant, theirs in by_tenant.items()}
-    common = intersection(list(waiting.values()))
+    had_turns = [turn for record in records for turn in turns(record)]
+    longest_s = max((turn.ends_s - turn.begins_s for turn in had_turns), default=0.0)
+    common = [
+        span
+        for span in intersection(list(waiting.values()))
+        if span.ends_s - span.begins_s >= SPAN_TURNS * longest_s
+    ]
     had = {
         tenant: sum(float(np.diff(found.at(np.array(span)))[0]) for span in common)
         for tenant, found in curves.items()
     }
     total = sum(had.values())
     slots = slots or most_at_once(records)
-    turn = max((t.units for record in records for t in turns(record)), default=0.0)
+    turn = max((turn.units for turn in had_turns), default=0.0)
     gaps = [
         _gap(pair, [weights[t] for t in pair], [curves[t] for t in pair], spans, turn, slots)
         for pair in combinations(by_tenant, 2)

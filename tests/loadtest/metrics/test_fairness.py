@@ -93,6 +93,14 @@ def test_who_asks_for_little_is_not_starved() -> None:
     assert found is not None and found.jain is None and found.gap is None
 
 
+def test_waiting_for_a_block_border_is_no_backlog() -> None:
+    """A victim that waits a little before each of its turns, and gets each of them."""
+    victim = [record(number, 0.9, tenant="v", usage=usage(10, queue_s=0.4)) for number in range(20)]
+    found = fairness([*victim, *crowd("flood", 1, 1.0)])
+    assert found is not None and found.jain is None
+    assert found.longest_wait_s["v"] == pytest.approx(0.4)
+
+
 def test_longest_wait_counts_those_that_never_got_a_slot() -> None:
     hung = record(0.0, took=12.0, tenant="a", outcome=Outcome.UNFINISHED)
     found = fairness([hung, *crowd("b", 1, 5.0)])
