@@ -16,7 +16,7 @@ from dgemma_loadtest.metrics.quantiles import Distribution, Quantile
 from dgemma_loadtest.metrics.summary import Group, StageSummary, Summary
 
 PLAIN_EVERY_S = 5.0
-WIDTH = 150  # where nobody watches, a table is not cut
+WIDTH = 180  # where nobody watches, a table is not cut
 Event = dict[str, Any]
 
 
