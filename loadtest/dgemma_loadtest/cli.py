@@ -1,6 +1,7 @@
 """`dgemma-loadtest`: commands, their options and exit codes.
 
-0: done; 1: an SLO or a promise was missed, or the run is spoiled; 2: the input is at fault.
+0: done; 1: it failed, or an SLO was missed; 2: the input is at fault; 3: the generator was too slow
+for the figures to count.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def run(*arguments: str) -> str:
     if result.exception and not isinstance(result.exception, SystemExit):
         raise result.exception
     # A machine that is too busy for the figures to count is said, and is no success.
-    assert result.exit_code == int("SPOILED" in result.output), result.output
+    assert result.exit_code == 3 * ("SPOILED" in result.output), result.output
     return result.output
 
 

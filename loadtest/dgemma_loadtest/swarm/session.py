@@ -16,7 +16,7 @@ from locust.env import Environment
 from locust.runners import MasterRunner, WorkerRunner
 
 from dgemma_loadtest import recording, targets
-from dgemma_loadtest.cli_run import keys_of
+from dgemma_loadtest.cli_run import SPOILED, keys_of
 from dgemma_loadtest.errors import InputError
 from dgemma_loadtest.generator.order import Command, Order
 from dgemma_loadtest.metrics.latency import waited
@@ -167,7 +167,7 @@ class Session:
         show_result(result, on)
         on.print(f"results: {collector.out}", highlight=False, markup=False, soft_wrap=True)
         if result.overhead.spoiled:
-            self._environment.process_exit_code = 1
+            self._environment.process_exit_code = SPOILED
 
     # Messages from the master.
 
