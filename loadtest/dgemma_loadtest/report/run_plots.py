@@ -1,0 +1,232 @@
+"""The plots of one run: distributions, sweep, steps and waste.
+
+Knows records and figures; knows nothing of pages. None stands for a plot with nothing to show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+
+from dgemma_loadtest.metrics.latency import CUT_OFF, between_blocks, end_to_end, first_block
+from dgemma_loadtest.metrics.summary import Group, StageSummary, Summary
+from dgemma_loadtest.records import Record
+from dgemma_loadtest.report.knee import Knee, knee, offered
+from dgemma_loadtest.report.svg.layers import Band, Bars, Line
+from dgemma_loadtest.report.svg.plot import Axis, Mark, Plot, percent
+from dgemma_loadtest.report.svg.scale import Scale
+from dgemma_loadtest.report.words import seconds
+
+MOST_CURVES = 5
+MOST_POINTS = 400  # of a curve: more cannot be seen
+SHARES = Scale(0.0, 1.0)
+_LATENCIES: dict[str, tuple[str, str, Callable[[Record], Iterable[float]], bool]] = {
+    "ttfb": (
+        "Time to the first block",
+        "from when a request was due",
+        lambda record: _known(first_block(record)),
+        True,
+    ),
+    "block": ("Time between blocks", "of one answer", between_blocks, False),
+    "e2e": (
+        "Time to the end of an answer",
+        "from when a request was due",
+        lambda record: _known(end_to_end(record)),
+        True,
+    ),
+}
+
+
+def distributions(
+    summary: Summary, records: Sequence[Record], limits: dict[str, float]
+) -> list[Plot]:
+    """Empirical distribution functions, one curve a stage."""
+    plots = (_distribution(name, summary, records, limits) for name in _LATENCIES)
+    return [plot for plot in plots if plot is not None]
+
+
+def _distribution(
+    name: str, summary: Summary, records: Sequence[Record], limits: dict[str, float]
+) -> Plot | None:
+    title, since, values, whole = _LATENCIES[name]
+    curves = []
+    for colour, stage in enumerate(_some(summary.stages)):
+        theirs = [r for r in records if r.stage == stage.name and not r.warmup]
+        found = sorted(value for record in theirs for value in values(record))
+        # What was waited for in vain has no value, but it is longer than what came.
+        lost = sum(r.outcome in CUT_OFF and not list(values(r)) for r in theirs) if whole else 0
+        if found:
+            points = _curve(found, len(found) + lost)
+            curves.append(Line(points, stage.name, colour, stairs=True))
+    if not curves:
+        return None
+    return Plot(
+        name,
+        title,
+        Axis("seconds, logarithmic", log=True),
+        Axis("requests, %" if whole else "blocks, %", form=percent, scale=SHARES),
+        tuple(curves),
+        (Mark(limits[name], f"SLO {seconds(limits[name])}"),) if name in limits else (),
+        f"Share that took at most so long, {since}."
+        + (" Requests that were cut off never reach the curve." if whole else ""),
+        summary.kind,
+    )
+
+
+def _curve(ordered: list[float], count: int) -> list[tuple[float, float]]:
+    """Points (value, share) of the distribution function, thinned where nobody could tell."""
+    step = max(1, len(ordered) // MOST_POINTS)
+    ranks = sorted({*range(0, len(ordered), step), len(ordered) - 1})
+    return [(ordered[0], 0.0), *((ordered[rank], (rank + 1) / count) for rank in ranks)]
+
+
+def sweep(summary: Summary, baseline: Summary | None = None) -> list[Plot]:
+    """What comes out, and how long it takes, over what is offered; from three stages on."""
+    if not _is_sweep(summary):
+        return []
+    users = _by_users(summary)
+    name = "concurrent users" if users else "requests offered, per second"
+    x = Axis(name, log=True, ticks=[offered(stage) for stage in summary.stages] if users else None)
+    found = knee(summary.stages)
+    marks = () if found is None else (Mark(found.at, f"knee: {found.at:g}"),)
+    plots = [_throughput(summary, baseline, x, marks), _waits(summary, x, marks, found)]
+    return [plot for plot in plots if plot is not None]
+
+
+def _throughput(
+    summary: Summary, baseline: Summary | None, x: Axis, marks: tuple[Mark, ...]
+) -> Plot | None:
+    rates = [(offered(s), _all(s).throughput.tokens_per_s) for s in summary.stages]
+    points = [(at, rate) for at, rate in rates if rate is not None]
+    if not points:
+        return None
+    said = [f"{at:g}: {rate:.0f} tokens/s" for at, rate in points]
+    layers = [Line(points, "this service", 0, marks=True, say=said)]
+    if baseline is not None:
+        other = [(offered(s), _all(s).throughput.tokens_per_s) for s in baseline.stages]
+        theirs = [(at, rate) for at, rate in other if rate is not None]
+        said = [f"{at:g}: {rate:.0f} tokens/s" for at, rate in theirs]
+        layers.append(Line(theirs, "baseline", 1, marks=True, say=said))
+    return Plot(
+        "sweep",
+        "Tokens per second, of all users together",
+        x,
+        Axis("useful tokens/s"),
+        tuple(layers),
+        marks,
+        "Useful tokens: what clients got, without what lies behind an answer's end.",
+        summary.kind,
+    )
+
+
+def _waits(summary: Summary, x: Axis, marks: tuple[Mark, ...], found: Knee | None) -> Plot | None:
+    layers: list[Line | Band] = []
+    for colour, (level, label) in enumerate((("p50", "p50"), ("p95", "p95"), ("p99", "p99"))):
+        points, band = [], []
+        for stage in summary.stages:
+            quantile = getattr(_all(stage).latency.e2e_s, level)
+            if quantile is not None and quantile.value > 0:
+                points.append((offered(stage), quantile.value))
+                if quantile.low and quantile.high:
+                    band.append((offered(stage), quantile.low, quantile.high))
+        layers += [Band(band, "", colour)] if len(band) > 1 else []
+        said = [f"{at:g}: {label} {seconds(value)}" for at, value in points]
+        layers.append(Line(points, label, colour, marks=True, say=said))
+    if not any(layer.points for layer in layers):
+        return None
+    return Plot(
+        "sweep-latency",
+        "Time to the end of an answer",
+        x,
+        Axis("seconds, logarithmic", log=True),
+        tuple(layers),
+        marks,
+        "Shaded: 95 % confidence. " + ("" if found is None else found.about),
+        summary.kind,
+    )
+
+
+def steps(summary: Summary) -> Plot | None:
+    """How many denoise steps blocks took, all stages together."""
+    counts: dict[int, int] = {}
+    for stage in summary.stages:
+        for number, blocks in _all(stage).tokens.steps_histogram.items():
+            counts[number] = counts.get(number, 0) + blocks
+    total = sum(counts.values())
+    if not total:
+        return None
+    mean = sum(number * blocks for number, blocks in counts.items()) / total
+    bars = [(number, 0.0, blocks / total) for number, blocks in sorted(counts.items())]
+    said = [f"{number} steps: {blocks} blocks" for number, blocks in sorted(counts.items())]
+    return Plot(
+        "steps",
+        "Denoise steps of a block",
+        Axis("steps", scale=Scale(0.0, max(counts) + 1.0)),
+        Axis("blocks, %", form=percent),
+        (Bars(bars, 0.8, "", 0, say=said),),
+        (Mark(mean, f"mean {mean:.1f}"),),
+        f"{total} blocks. Each step is a pass of the network over the whole canvas.",
+        summary.kind,
+    )
+
+
+def waste(summary: Summary) -> Plot | None:
+    """Tokens that were denoised and that nobody got, by prompt class or by stage."""
+    groups = [(g.name, g) for s in summary.stages for g in s.groups if g.by == "class"]
+    if not groups or len(summary.stages) > 1:
+        groups = [(stage.name, _all(stage)) for stage in summary.stages]
+    told = [(n, g.tokens.useful, g.tokens.committed) for n, g in groups if g.tokens.committed]
+    if not told:
+        return None
+    told = told[:8]
+    useful, wasted, said = [], [], []
+    for at, (name, used, committed) in enumerate(told):
+        share = (used or 0) / committed if committed else 0.0
+        useful.append((float(at), 0.0, share))
+        wasted.append((float(at), share, 1.0))
+        said.append(f"{name}: {1 - share:.1%} of {committed} tokens")
+    names = {float(at): name[:16] for at, (name, _, _) in enumerate(told)}
+    return Plot(
+        "waste",
+        "What becomes of a canvas",
+        Axis("stage or prompt class", names=names, ticks=list(names), scale=_around(len(told))),
+        Axis("committed tokens, %", form=percent, scale=SHARES),
+        (
+            Bars(useful, 0.6, "useful: the client gets them", 0, say=said),
+            Bars(wasted, 0.6, "waste: behind the end of the answer", 3, say=said),
+        ),
+        (),
+        "A canvas is denoised whole, however short the answer is.",
+        summary.kind,
+    )
+
+
+def _around(count: int) -> Scale:
+    return Scale(-0.6, count - 0.4)
+
+
+def _all(stage: StageSummary) -> Group:
+    return stage.groups[0]
+
+
+def _is_sweep(summary: Summary) -> bool:
+    offers = [offered(stage) for stage in summary.stages if stage.groups]
+    return len(offers) >= 3 and all(a < b for a, b in pairwise(offers))
+
+
+def _by_users(summary: Summary) -> bool:
+    return all(offered(stage).is_integer() for stage in summary.stages) and not any(
+        "per s" in stage.name for stage in summary.stages
+    )
+
+
+def _some(stages: Sequence[StageSummary]) -> list[StageSummary]:
+    """All, or the first, the last and some between."""
+    if len(stages) <= MOST_CURVES:
+        return list(stages)
+    last = len(stages) - 1
+    return [stages[round(k * last / (MOST_CURVES - 1))] for k in range(MOST_CURVES)]
+
+
+def _known(value: float | None) -> Iterable[float]:
+    return () if value is None else (value,)
