@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from dgemma_loadtest.metrics.bootstrap import Estimate
 from dgemma_loadtest.metrics.quantiles import Quantile
 from dgemma_loadtest.metrics.summary import Group, StageSummary, Summary
+from dgemma_loadtest.report.facts import NAMES, found
 from dgemma_loadtest.report.page import Cell, Table
-from dgemma_loadtest.report.words import between, number, quantile, seconds, share
+from dgemma_loadtest.report.words import MISSING, between, number, quantile, seconds, share
 from dgemma_loadtest.run_file import Run
 
 _COLUMNS = (
@@ -27,12 +27,6 @@ _COLUMNS = (
     "waste",
     "kind",
 )
-# Where a server may say what a reader wants to know of it.
-_FACTS = {
-    "hardware": ("hardware", "gpu", "device", "device_name"),
-    "driver": ("driver", "driver_version"),
-    "engine hash": ("engine_hash", "engine", "graph_sha256", "plan_sha256", "engine_sha256"),
-}
 
 
 def stages(summary: Summary, baseline: Summary | None) -> list[Table]:
@@ -107,8 +101,8 @@ def tenants(summary: Summary) -> list[Table]:
         "longest wait",
     )
     caption = (
-        "Of spans in which all tenants waited for a slot. Jain's index: 1 is as weights promise, 1/n "
-        "is all for one of n tenants. The gap is in rows of passes by weight."
+        "Of spans in which all tenants waited for a slot. Jain's index: 1 is as weights promise, "
+        "1/n is all for one of n tenants. The gap is in rows of passes by weight."
     )
     return [Table(columns, rows, caption)] if rows else []
 
@@ -121,7 +115,7 @@ def _fairness(stage: StageSummary) -> Iterator[list[Cell]]:
     longest = max(waits, key=lambda tenant: waits[tenant])
     yield [
         Cell(stage.name),
-        Cell(number(found.jain) if found.jain is None else f"{found.jain:.3f}", _shares(found.shares)),
+        Cell(MISSING if found.jain is None else f"{found.jain:.3f}", _shares(found.shares)),
         Cell(seconds(found.backlogged_s)),
         Cell(number(gap and gap.value), bad=gap is not None and not gap.holds),
         Cell(number(gap and gap.bound)),
@@ -172,7 +166,7 @@ def facts(run: Run, baseline: Run | None) -> list[Table]:
 
 
 def _facts(run: Run) -> dict[str, str]:
-    server, more = run.server, run.server.more
+    server = run.server
     said = {
         "address": run.target,
         "server": _joined(server.kind, server.name, server.version),
@@ -181,7 +175,7 @@ def _facts(run: Run) -> dict[str, str]:
         "simulates": "nothing" if server.simulated == "false" else server.simulated or "not told",
         "context, canvas": f"{number(server.max_context)}, {number(server.canvas)} tokens",
     }
-    said |= {name: _find(more, keys) or "not told" for name, keys in _FACTS.items()}
+    said |= {name: found(run, name) or "not told" for name in NAMES}
     host = run.host
     said["load came from"] = f"{host.system} {host.machine}, {host.cpus} CPUs, Python {host.python}"
     said["generator"] = f"{run.generator}, dgemma-loadtest {run.version}, seed {run.seed}"
@@ -190,15 +184,3 @@ def _facts(run: Run) -> dict[str, str]:
 
 def _joined(*parts: str | None) -> str:
     return " ".join(part for part in parts if part) or "not told"
-
-
-def _find(told: Any, keys: tuple[str, ...]) -> str | None:
-    """Anywhere in a server's answers; the name tells which."""
-    if isinstance(told, Mapping):
-        for key in keys:
-            if isinstance(told.get(key), str | int | float):
-                return str(told[key])
-        return next((s for value in told.values() if (s := _find(value, keys))), None)
-    if isinstance(told, list):
-        return next((s for value in told if (s := _find(value, keys))), None)
-    return None
