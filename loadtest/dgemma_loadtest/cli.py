@@ -11,6 +11,8 @@ import sys
 import typer
 from rich.console import Console
 
+from dgemma_loadtest.cli_evaluate import evaluate
+from dgemma_loadtest.cli_report import report
 from dgemma_loadtest.cli_run import run, scenarios
 from dgemma_loadtest.errors import InputError
 
@@ -22,6 +24,8 @@ app = typer.Typer(
 )
 app.command()(run)
 app.command()(scenarios)
+app.command()(report)
+app.command()(evaluate)
 
 
 def main() -> None:

@@ -22,6 +22,7 @@ from dgemma_loadtest.run_file import Host, Run, Server, StageWindow
 
 HOW = "virtual time"
 STEADY = "formula of a steady state"
+MOST_USERS = 1024
 EXTREMES = (16, 48)  # steps of the preset `fast`, and the cap
 SLOTS = 16  # of the multi-tenant loads
 VICTIM_USERS, FLOOD_USERS = 20, 60
@@ -89,7 +90,8 @@ def _multi(machine: Machine, kind: Kind, policy: Policy, plan: Plan) -> Cell:
 
     def run(*loops: Loop) -> tuple[list[Record], StageWindow]:
         count = 6 * sum(loop.users for loop in loops)
-        return Engine(machine, kind, SLOTS, plan.steps, loops, policy, plan.seed).run(count, "s")
+        engine = Engine(machine, kind, SLOTS, plan.steps, loops, policy, plan.seed)
+        return engine.run(count, "s", warmup=0.0)
 
     steady = Loop("steady", VICTIM_USERS, load=plan.load)
     flood = Loop("flood", FLOOD_USERS, load=plan.load)

@@ -25,7 +25,7 @@ from dgemma_loadtest.records import Chunk, Outcome, Record, Usage
 from dgemma_loadtest.run_file import StageWindow
 
 CHARACTERS = 4  # of a token
-WARMUP = 0.25  # of the time, that does not count
+WARMUP = 0.25  # of the time, in which queues fill
 LONGEST = 8  # answers are cut at so many times their mean
 Policy = Literal["fair", "fcfs"]
 
@@ -80,8 +80,10 @@ class Engine:
         self._had = {loop.tenant: 0.0 for loop in self.loops}  # service by weight
         self._ended: list[tuple[Job, float]] = []
 
-    def run(self, answers: int, stage: str) -> tuple[list[Record], StageWindow]:
-        """Until so many answers are complete; the first quarter of the time does not count."""
+    def run(
+        self, answers: int, stage: str, warmup: float = WARMUP
+    ) -> tuple[list[Record], StageWindow]:
+        """Until so many answers are complete; the first `warmup` of the time does not count."""
         for loop in self.loops:
             for user in range(loop.users):
                 self._arrive(loop, user)
@@ -89,7 +91,7 @@ class Engine:
             self._admit()
             self._passes()
         window = StageWindow(
-            *(stage, 0.0, WARMUP * self._now, self._now, self._now),
+            *(stage, 0.0, warmup * self._now, self._now, self._now),
             ended_by="requests",
             offered={loop.tenant: float(loop.users) for loop in self.loops},
         )

@@ -39,7 +39,7 @@ def knee(stages: Sequence[StageSummary]) -> Knee | None:
     at = next(at for at, rate in told if rate >= KEEPS_UP * most)
     if at == told[-1][0]:
         return None
-    return Knee(at, f"Knee: the fewest users that get {KEEPS_UP:.0%} of the most tokens/s.")
+    return Knee(at, f"Knee: the fewest users that get {100 * KEEPS_UP:.0f} % of the most tokens/s.")
 
 
 def _of_rates(stages: Sequence[StageSummary]) -> Knee | None:
@@ -53,4 +53,4 @@ def _of_rates(stages: Sequence[StageSummary]) -> Knee | None:
         return None
     if kept is None:
         return None
-    return Knee(kept, f"Knee: the last rate of which {KEEPS_UP:.0%} was completed.")
+    return Knee(kept, f"Knee: the last rate of which {100 * KEEPS_UP:.0f} % was completed.")

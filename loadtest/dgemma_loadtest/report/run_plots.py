@@ -50,14 +50,13 @@ def _distribution(
 ) -> Plot | None:
     title, since, values, whole = _LATENCIES[name]
     curves = []
-    for colour, stage in enumerate(_some(summary.stages)):
-        theirs = [r for r in records if r.stage == stage.name and not r.warmup]
+    for colour, (label, theirs) in enumerate(_samples(summary, records)):
         found = sorted(value for record in theirs for value in values(record))
         # What was waited for in vain has no value, but it is longer than what came.
         lost = sum(r.outcome in CUT_OFF and not list(values(r)) for r in theirs) if whole else 0
         if found:
             points = _curve(found, len(found) + lost)
-            curves.append(Line(points, stage.name, colour, stairs=True))
+            curves.append(Line(points, label, colour, stairs=True))
     if not curves:
         return None
     return Plot(
@@ -71,6 +70,22 @@ def _distribution(
         + (" Requests that were cut off never reach the curve." if whole else ""),
         summary.kind,
     )
+
+
+def _samples(summary: Summary, records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
+    """Of every stage, or of every tenant of every stage where that is not too much to see."""
+    theirs: dict[tuple[str, str], list[Record]] = {}
+    for record in (record for record in records if not record.warmup):
+        theirs.setdefault((record.stage, record.tenant), []).append(record)
+    if len({tenant for _, tenant in theirs}) > 1 and len(theirs) <= MOST_CURVES:
+        return [(f"{stage}: {tenant}", found) for (stage, tenant), found in theirs.items()]
+    return [
+        (
+            stage.name,
+            [r for (name, _), found in theirs.items() if name == stage.name for r in found],
+        )
+        for stage in _some(summary.stages)
+    ]
 
 
 def _curve(ordered: list[float], count: int) -> list[tuple[float, float]]:

@@ -66,6 +66,7 @@ class Plot:
     marks: tuple[Mark, ...] = ()
     about: str = ""
     kind: str = ""  # measured, simulated, published
+    left: int = LEFT  # room for the names of the upright axis
     legend: tuple[tuple[str, int, bool, str], ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -80,7 +81,7 @@ class Plot:
 
         def place(at_x: float, at_y: float) -> Point:
             return (
-                LEFT + (WIDTH - LEFT - RIGHT) * min(max(x.at(at_x), 0.0), 1.0),
+                self.left + (WIDTH - self.left - RIGHT) * min(max(x.at(at_x), 0.0), 1.0),
                 HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * min(max(y.at(at_y), 0.0), 1.0),
             )
 
@@ -88,8 +89,8 @@ class Plot:
         return "".join(
             [
                 f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{said}">',
-                _upright(self.x, x),
-                _level(self.y, y),
+                _upright(self.x, x, self.left),
+                _level(self.y, y, self.left),
                 *(layer.draw(place) for layer in self.layers),
                 *(_mark(mark, place(mark.x, y.low)[0]) for mark in self.marks),
                 "</svg>",
@@ -119,17 +120,17 @@ def _named(axis: Axis, value: float) -> str:
     return escape(axis.form(value) if axis.names is None else axis.names.get(value, ""))
 
 
-def _upright(axis: Axis, scale: Scale) -> str:
+def _upright(axis: Axis, scale: Scale, left: int) -> str:
     """The horizontal axis, and the upright lines of its ticks."""
-    width, floor = WIDTH - LEFT - RIGHT, HEIGHT - BOTTOM
-    drawn = [f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{floor}" y2="{floor}"/>']
+    width, floor = WIDTH - left - RIGHT, HEIGHT - BOTTOM
+    drawn = [f'<line class="axis" x1="{left}" x2="{WIDTH - RIGHT}" y1="{floor}" y2="{floor}"/>']
     for tick in _ticks(axis, scale, 7):
-        at = f"{LEFT + width * scale.at(tick):.1f}"
+        at = f"{left + width * scale.at(tick):.1f}"
         if axis.names is None:
             drawn.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{TOP}" y2="{floor}"/>')
         text = _named(axis, tick)
         drawn.append(f'<text x="{at}" y="{floor + 17}" text-anchor="middle">{text}</text>')
-    middle = LEFT + width / 2
+    middle = left + width / 2
     drawn.append(
         f'<text class="axis-name" x="{middle:.1f}" y="{HEIGHT - 8}" text-anchor="middle">'
         f"{escape(axis.name)}</text>"
@@ -137,14 +138,14 @@ def _upright(axis: Axis, scale: Scale) -> str:
     return "".join(drawn)
 
 
-def _level(axis: Axis, scale: Scale) -> str:
+def _level(axis: Axis, scale: Scale, left: int) -> str:
     """The upright axis; its name lies above it, where it can be read without a turned head."""
     height, drawn = HEIGHT - TOP - BOTTOM, []
     for tick in _ticks(axis, scale, 5):
         at = f"{HEIGHT - BOTTOM - height * scale.at(tick):.1f}"
         drawn.append(
-            f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>'
-            f'<text x="{LEFT - 8}" y="{at}" dy="0.35em" text-anchor="end">'
+            f'<line class="grid" x1="{left}" x2="{WIDTH - RIGHT}" y1="{at}" y2="{at}"/>'
+            f'<text x="{left - 8}" y="{at}" dy="0.35em" text-anchor="end">'
             f"{_named(axis, tick)}</text>"
         )
     drawn.append(f'<text class="axis-name" x="4" y="11">{escape(axis.name)}</text>')
