@@ -11,6 +11,8 @@ import sys
 import typer
 from rich.console import Console
 
+from dgemma_loadtest.cli_baseline import baseline
+from dgemma_loadtest.cli_compare import compare_
 from dgemma_loadtest.cli_evaluate import evaluate
 from dgemma_loadtest.cli_report import report
 from dgemma_loadtest.cli_run import run, scenarios
@@ -26,6 +28,8 @@ app.command()(run)
 app.command()(scenarios)
 app.command()(report)
 app.command()(evaluate)
+app.command("compare")(compare_)
+app.command()(baseline)
 
 
 def main() -> None:

@@ -17,20 +17,38 @@ from dgemma_loadtest.fit import parse as parse_fit
 from dgemma_loadtest.generator.order import Order
 from dgemma_loadtest.metrics.slo import Slo
 from dgemma_loadtest.metrics.summary import Summary
+from dgemma_loadtest.report.run_page import report
 from dgemma_loadtest.scenario import Scenario
 from dgemma_loadtest.showing import Display, console, show_result
+from dgemma_loadtest.simulate import SIMULATED, Simulated, service
+from dgemma_loadtest.simulate import baseline as serve_baseline
 
 SPOILED = 3  # exit code
 _KEY = "authorization keys go into a file: lines of `tenant: key`"
 
 
 def run(
+    context: typer.Context,
     scenario: Annotated[str, typer.Option(help="A shipped scenario, or a file of YAML.")],
-    target: Annotated[str, typer.Option(help="grpc://HOST:PORT, grpcs://…, http://… or https://…")],
     out: Annotated[Path, typer.Option(help="Directory for the results; an earlier run's go.")],
-    baseline: Annotated[
-        str | None, typer.Option(help="Another target, run behind the first, into OUT/baseline.")
+    target: Annotated[
+        str | None, typer.Option(help="grpc://HOST:PORT, grpcs://…, http://… or https://…")
     ] = None,
+    simulate: Annotated[
+        str | None,
+        typer.Option(help="Instead of a target: serve here at the speed of PLATFORM[-PRECISION]."),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="Another target, run behind the first, into OUT/baseline; simulated: "
+            "autoregressive decoding on the platform of --simulate."
+        ),
+    ] = None,
+    checkpoint: Annotated[Path, typer.Option(help="Of --simulate.")] = Path("build/demo"),
+    repository: Annotated[Path, typer.Option(help="Of --simulate.")] = Path("model_repository"),
+    slots: Annotated[int | None, typer.Option(help="Of --simulate.", min=1)] = None,
+    tenants: Annotated[Path | None, typer.Option(help="File of tenants, of --simulate.")] = None,
     slo: Annotated[str, typer.Option(help="Limits of goodput: ttfb=0.5,block=300ms,e2e=5")] = "",
     seed: Annotated[int, typer.Option(help="Of arrivals, prompts and lengths.", min=0)] = 0,
     duration: Annotated[
@@ -58,6 +76,10 @@ def run(
     limits = Slo.parse(slo).limits()
     wanted = scenarios_.load(scenario).with_prompts(only_class).with_duration(duration)
     own_targets = _pairs(tenant_target or [])
+    simulated = None
+    if simulate is not None:
+        simulated = Simulated(simulate, checkpoint, repository, slots, tenants=tenants)
+    target, baseline = _served(context, target, simulated, baseline, out)
     for url, option in ((target, "target"), (baseline, "baseline")):
         if url is not None:
             targets.check(url, option)
@@ -93,11 +115,34 @@ def run(
     on = console()
     for result in results:
         show_result(result, on)
-    on.print(f"results: {out}", highlight=False, markup=False, soft_wrap=True)
+    done = report(out)
+    on.print(f"results: {out}, {done.path.name}", highlight=False, markup=False, soft_wrap=True)
     if any(result.state == "failed" for result in results):
         raise typer.Exit(1)
     if any(result.overhead.spoiled for result in results):
         raise typer.Exit(SPOILED)
+    if done.failed:
+        raise typer.Exit(1)
+
+
+def _served(
+    context: typer.Context,
+    target: str | None,
+    simulated: Simulated | None,
+    baseline: str | None,
+    out: Path,
+) -> tuple[str, str | None]:
+    """URLs of both; what is simulated is started, and ends with the command."""
+    if (target is None) == (simulated is None):
+        raise InputError("target: give one of --target URL and --simulate PLATFORM")
+    if baseline == SIMULATED and simulated is None:
+        raise InputError("baseline: simulated needs --simulate PLATFORM")
+    if simulated is not None:
+        if baseline == SIMULATED:
+            baseline = context.with_resource(serve_baseline(simulated.platform, out))
+        target = context.with_resource(service(simulated, out)).grpc_url
+    assert target is not None, "one of both is given"
+    return target, baseline
 
 
 def scenarios() -> None:

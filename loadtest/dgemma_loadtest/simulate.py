@@ -24,8 +24,10 @@ from dgemma_loadtest.modelled.roofline import Machine
 
 COMMAND = "nim-serve"
 CALIBRATION = "h200"  # as the model of `evaluate`, by the sum
+CALIBRATIONS = (CALIBRATION, "published", "goal", "floor")
+SIMULATED = "simulated"  # what --baseline may be, besides a URL
 PATIENCE_S = 120.0
-LOG = "service.log"
+LOG, BASELINE_LOG = "service.log", "baseline.log"
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,9 @@ class Simulated:
 
     def name(self) -> str:
         """For DGEMMA_SIMULATE. Raises InputError."""
-        if self.platform.split("-")[-1] in ("published", "goal", "floor", "h200"):
-            if self.platform not in platforms.shipped():
-                return self.platform
+        calibrated = self.platform.split("-")[-1] in CALIBRATIONS
+        if calibrated and self.platform not in platforms.shipped():
+            return self.platform
         return f"{Machine.named(self.platform).name}-{CALIBRATION}"
 
     def environment(self) -> dict[str, str]:
@@ -95,6 +97,28 @@ def service(wanted: Simulated, scratch: Path) -> Iterator[Service]:
         try:
             _wait_until_ready(found.http_url, process, scratch / LOG)
             yield found
+        finally:
+            _end(process)
+
+
+@contextmanager
+def baseline(platform: str, scratch: Path) -> Iterator[str]:
+    """An autoregressive endpoint at that platform's speed; its URL. Raises InputError."""
+    port = _free_ports(1)[0]
+    url = f"http://127.0.0.1:{port}"
+    command = (sys.executable, "-m", "dgemma_loadtest.cli", "baseline")
+    scratch.mkdir(parents=True, exist_ok=True)
+    with (scratch / BASELINE_LOG).open("wb") as log:
+        process = subprocess.Popen(
+            [*command, "--platform", Machine.named(platform).name, "--port", str(port)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            _wait_until_ready(url, process, scratch / BASELINE_LOG)
+            yield url
         finally:
             _end(process)
 

@@ -48,7 +48,9 @@ def tenants(directory: Path, policy: Policy = "fair", **changes: Any) -> Path:
 def engine(
     kind: Kind, loops: Sequence[Loop], policy: Policy = "fair", seed: int = 0, slots: int = 8
 ) -> Engine:
-    slots = max(slots, loops[0].users) if len(loops) == 1 and loops[0].tenant == "default" else slots
+    slots = (
+        max(slots, loops[0].users) if len(loops) == 1 and loops[0].tenant == "default" else slots
+    )
     return Engine(Machine.named(MACHINE), kind, slots, steps.published(), loops, policy, seed)
 
 

@@ -33,7 +33,7 @@ def crossovers(results: Results) -> list[Plot]:
     for at, key in enumerate(reversed(lines)):
         theirs = [c for c in found if (c.platform, c.precision, c.reading) == key]
         place, precision, reading = key
-        names[float(at)] = f"{place}-{precision}"
+        names[float(at)] = f"{place}-{precision}, {reading}" if reading else place
         layers += _range(theirs, float(at), READINGS.index(reading) if reading else 2)
     return [
         Plot(
@@ -42,12 +42,12 @@ def crossovers(results: Results) -> list[Plot]:
             Axis(_USERS, log=True, ticks=_TICKS, scale=Scale(0.9, 130, log=True)),
             Axis("platform", scale=Scale(-0.6, len(lines) - 0.4), ticks=list(names), names=names),
             tuple(layers),
-            about="Left of a bar diffusion gives more, right of it autoregressive. Thin: from the "
-            "cap of 48 steps to 16 fixed ones; thick: the steps as published, with 95 % of their "
+            about="Left of a bar diffusion gives more, right of it autoregressive. Line: from the "
+            "cap of 48 steps to 16 fixed ones; mark: the steps as published, shaded 95 % of their "
             "mean. Sum and max are two readings of the same published figure. On one machine, "
             "cost and energy of a token cross at the same place.",
             kind="simulated",
-            left=132,
+            left=150,
         )
     ]
 

@@ -72,6 +72,7 @@ class Plot:
     def __post_init__(self) -> None:
         named = [layer for layer in self.layers if layer.label]
         entries = tuple((e.label, e.colour, e.dashed, _shape(e)) for e in named)
+        entries = tuple(dict.fromkeys(entries))
         object.__setattr__(self, "legend", entries if len(entries) > 1 else ())
 
     def svg(self) -> str:
@@ -92,7 +93,7 @@ class Plot:
                 _upright(self.x, x, self.left),
                 _level(self.y, y, self.left),
                 *(layer.draw(place) for layer in self.layers),
-                *(_mark(mark, place(mark.x, y.low)[0]) for mark in self.marks),
+                *(_mark(m, place(m.x, y.low)[0], row) for row, m in enumerate(self.marks)),
                 "</svg>",
             ]
         )
@@ -152,14 +153,14 @@ def _level(axis: Axis, scale: Scale, left: int) -> str:
     return "".join(drawn)
 
 
-def _mark(mark: Mark, x: float) -> str:
-    """The word stands on the side where there is room."""
+def _mark(mark: Mark, x: float, row: int) -> str:
+    """The word stands on the side where there is room, each in a row of its own."""
     right = x < WIDTH * 0.62
     shift, anchor = (5, "start") if right else (-5, "end")
     kind = "rule" if mark.colour is None else f"rule c{mark.colour}"
     return (
         f'<line class="{kind}" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-        f'<text class="said" x="{x + shift:.1f}" y="{TOP + 11}" text-anchor="{anchor}">'
+        f'<text class="said" x="{x + shift:.1f}" y="{TOP + 11 + 14 * row}" text-anchor="{anchor}">'
         f"{escape(mark.text)}</text>"
     )
 
