@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,7 @@ from dgemma_loadtest.fit import parse as parse_fit
 from dgemma_loadtest.generator.order import Order
 from dgemma_loadtest.metrics.slo import Slo
 from dgemma_loadtest.metrics.summary import Summary
-from dgemma_loadtest.report.run_page import report
+from dgemma_loadtest.report.run_page import Reported, report
 from dgemma_loadtest.scenario import Scenario
 from dgemma_loadtest.showing import Display, console, show_result
 from dgemma_loadtest.simulate import SIMULATED, Simulated, service
@@ -112,10 +113,10 @@ def run(
             }
         )
         results.append(_shown(other, "baseline"))
+    done = _reported(out)
     on = console()
     for result in results:
         show_result(result, on)
-    done = report(out)
     on.print(f"results: {out}, {done.path.name}", highlight=False, markup=False, soft_wrap=True)
     if any(result.state == "failed" for result in results):
         raise typer.Exit(1)
@@ -123,6 +124,15 @@ def run(
         raise typer.Exit(SPOILED)
     if done.failed:
         raise typer.Exit(1)
+
+
+def _reported(out: Path) -> Reported:
+    """The page and its gates; Ctrl-C waits until they are there."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        return report(out)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _served(
