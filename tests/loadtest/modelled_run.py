@@ -28,10 +28,14 @@ Stage = tuple[list[Record], StageWindow]
 def sweep(directory: Path, kind: Kind = "diffusion", seed: int = 0, **changes: Any) -> Path:
     """One stage for each number of users."""
     stages = [
-        engine(kind, [Loop("default", users)], seed=seed).run(max(60, 6 * users), f"{users} users")
+        engine(kind, [Loop("default", users)], seed=seed).run(max(60, 6 * users), label(users))
         for users in SWEEP
     ]
     return write(directory, stages, {"name": "concurrency-sweep", "stages": []}, **changes)
+
+
+def label(users: int) -> str:
+    return f"{users} user{'s' * (users > 1)}"
 
 
 def tenants(directory: Path, policy: Policy = "fair", **changes: Any) -> Path:
@@ -80,7 +84,15 @@ def write(
         started_at="2026-01-31T12:00:00+00:00",
         epoch_unix=1769860800.0,
         host=Host("Linux", "x86_64", 2, "3.11.9"),
-        server=Server("triton", "triton", "2.51.0", profile=MACHINE, simulated=MACHINE, canvas=256),
+        server=Server(
+            "triton",
+            "triton",
+            "2.51.0",
+            profile=MACHINE,
+            precision="fp8",
+            simulated=MACHINE,
+            canvas=256,
+        ),
         state="complete",
         stages=tuple(windows),
         client=Client(0.31, 0.55, 0.0002, 0.0011, 0.0042),

@@ -74,7 +74,9 @@ def test_the_page_needs_nothing_from_elsewhere(sweep: Path) -> None:
 
 def test_the_table_has_a_line_for_every_stage(sweep: Path) -> None:
     lines = list(csv.DictReader((sweep / "summary.csv").read_text().splitlines()))
-    assert [line["stage"] for line in lines] == [f"{users} users" for users in modelled_run.SWEEP]
+    assert [line["stage"] for line in lines] == [
+        modelled_run.label(users) for users in modelled_run.SWEEP
+    ]
     rates = [float(line["tokens_per_s"]) for line in lines]
     assert rates[0] < rates[2]
 

@@ -34,27 +34,37 @@ class Hardware(_Part):
 
     name: str | None = None
     driver: str | None = None
-    engine_hash: str | None = Field(None, description="of the plan that ran")
+    engine_hash: str | None = Field(default=None, description="of the plan that ran")
 
 
 class Figures(_Part):
     """Null where there is none; `a user` is the median over answers."""
 
-    tokens_per_s: Number | None = Field(None, description="useful, of all users together")
+    tokens_per_s: Number | None = Field(default=None, description="useful, of all users together")
     tokens_per_s_user: Number | None = None
-    ttfb_p50_s: Number | None = Field(None, description="from due to the first block, or token")
+    ttfb_p50_s: Number | None = Field(
+        default=None, description="from due to the first block, or token"
+    )
     ttfb_p99_s: Number | None = None
     block_p50_s: Number | None = None
     e2e_p50_s: Number | None = None
     e2e_p99_s: Number | None = None
-    waste: Number | None = Field(None, description="share of committed tokens that nobody got")
-    steps: Number | None = Field(None, description="of a block, in the mean")
-    usd_per_million: Number | None = Field(None, description="useful tokens, the machine's hours")
-    kwh_per_million: Number | None = Field(None, description="useful tokens, at the board's limit")
-    jain: Number | None = Field(None, description="of service by weight while all waited")
-    service_gap: Number | None = Field(None, description="rows by weight")
+    waste: Number | None = Field(
+        default=None, description="share of committed tokens that nobody got"
+    )
+    steps: Number | None = Field(default=None, description="of a block, in the mean")
+    usd_per_million: Number | None = Field(
+        default=None, description="useful tokens, the machine's hours"
+    )
+    kwh_per_million: Number | None = Field(
+        default=None, description="useful tokens, at the board's limit"
+    )
+    jain: Number | None = Field(default=None, description="of service by weight while all waited")
+    service_gap: Number | None = Field(default=None, description="rows by weight")
     service_gap_bound: Number | None = None
-    victim_p99_ratio: Number | None = Field(None, description="beside an aggressor, over alone")
+    victim_p99_ratio: Number | None = Field(
+        default=None, description="beside an aggressor, over alone"
+    )
     longest_wait_s: Number | None = None
 
 
@@ -62,17 +72,19 @@ class Cell(_Part):
     """One line: a platform under one load."""
 
     platform: str
-    precision: str | None = Field(None, description="null: the source leaves it open")
+    precision: str | None = Field(default=None, description="null: the source leaves it open")
     model: Kind
     tenancy: Literal["single", "multi"]
     users: Annotated[int, Field(ge=1)] = Field(description="requests at once")
     basis: Basis
     how: str = Field(description="service; service with the simulated engine; virtual time; source")
-    reading: Literal["sum", "max"] | None = Field(None, description="of the model, if simulated")
-    steps: str | None = Field(None, description="which distribution; null: not told")
+    reading: Literal["sum", "max"] | None = Field(
+        default=None, description="of the model, if simulated"
+    )
+    steps: str | None = Field(default=None, description="which distribution; null: not told")
     policy: Literal["fair", "fcfs"] | None = None
     hardware: Hardware = Hardware()
-    spoiled: bool = Field(False, description="the load generator was too slow")
+    spoiled: bool = Field(default=False, description="the load generator was too slow")
     figures: Figures
 
 
@@ -85,8 +97,10 @@ class Crossover(_Part):
     how: str
     reading: Literal["sum", "max"] | None = None
     steps: str
-    users: Number | None = Field(description="null: not up to the most that was looked at")
-    low: Number | None = Field(None, description="95 %, from the sample of steps")
+    users: Number | None = Field(
+        default=None, description="null: not up to the most that was looked at"
+    )
+    low: Number | None = Field(default=None, description="95 %, from the sample of steps")
     high: Number | None = None
 
 

@@ -19,7 +19,8 @@ from dgemma_loadtest.platforms import Kind, Platform, Precision
 # max: overhead × the longer of bytes / bandwidth and operations / peak, all overlaps.
 Reading = Literal["sum", "max"]
 READINGS: tuple[Reading, ...] = ("sum", "max")
-CALIBRATED_ON, CALIBRATED_IN = "h200", "fp8"
+CALIBRATED_ON = "h200"
+CALIBRATED_IN: Precision = "fp8"
 
 
 @dataclass(frozen=True)

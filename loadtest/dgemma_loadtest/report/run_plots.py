@@ -12,7 +12,7 @@ from dgemma_loadtest.metrics.latency import CUT_OFF, between_blocks, end_to_end,
 from dgemma_loadtest.metrics.summary import Group, StageSummary, Summary
 from dgemma_loadtest.records import Record
 from dgemma_loadtest.report.knee import Knee, knee, offered
-from dgemma_loadtest.report.svg.layers import Band, Bars, Line
+from dgemma_loadtest.report.svg.layers import Band, Bars, Layer, Line
 from dgemma_loadtest.report.svg.plot import Axis, Mark, Plot, percent
 from dgemma_loadtest.report.svg.scale import Scale
 from dgemma_loadtest.report.words import seconds
@@ -49,7 +49,7 @@ def _distribution(
     name: str, summary: Summary, records: Sequence[Record], limits: dict[str, float]
 ) -> Plot | None:
     title, since, values, whole = _LATENCIES[name]
-    curves = []
+    curves: list[Layer] = []
     for colour, (label, theirs) in enumerate(_samples(summary, records)):
         found = sorted(value for record in theirs for value in values(record))
         # What was waited for in vain has no value, but it is longer than what came.
@@ -116,7 +116,7 @@ def _throughput(
     if not points:
         return None
     said = [f"{at:g}: {rate:.0f} tokens/s" for at, rate in points]
-    layers = [Line(points, "this service", 0, marks=True, say=said)]
+    layers: list[Layer] = [Line(points, "this service", 0, marks=True, say=said)]
     if baseline is not None:
         other = [(offered(s), _all(s).throughput.tokens_per_s) for s in baseline.stages]
         theirs = [(at, rate) for at, rate in other if rate is not None]
@@ -135,7 +135,7 @@ def _throughput(
 
 
 def _waits(summary: Summary, x: Axis, marks: tuple[Mark, ...], found: Knee | None) -> Plot | None:
-    layers: list[Line | Band] = []
+    layers: list[Layer] = []
     for colour, (level, label) in enumerate((("p50", "p50"), ("p95", "p95"), ("p99", "p99"))):
         points, band = [], []
         for stage in summary.stages:
@@ -147,7 +147,7 @@ def _waits(summary: Summary, x: Axis, marks: tuple[Mark, ...], found: Knee | Non
         layers += [Band(band, "", colour)] if len(band) > 1 else []
         said = [f"{at:g}: {label} {seconds(value)}" for at, value in points]
         layers.append(Line(points, label, colour, marks=True, say=said))
-    if not any(layer.points for layer in layers):
+    if not any(list(layer.xs()) for layer in layers):
         return None
     return Plot(
         "sweep-latency",

@@ -117,8 +117,8 @@ def _fairness(stage: StageSummary) -> Iterator[list[Cell]]:
         Cell(stage.name),
         Cell(MISSING if found.jain is None else f"{found.jain:.3f}", _shares(found.shares)),
         Cell(seconds(found.backlogged_s)),
-        Cell(number(gap and gap.value), bad=gap is not None and not gap.holds),
-        Cell(number(gap and gap.bound)),
+        Cell(number(gap.value if gap else None), bad=gap is not None and not gap.holds),
+        Cell(number(gap.bound if gap else None)),
         Cell(seconds(waits[longest]), longest),
     ]  # fmt: skip
 

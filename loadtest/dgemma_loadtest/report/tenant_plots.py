@@ -10,7 +10,7 @@ import numpy as np
 from dgemma_loadtest.metrics.service import curve
 from dgemma_loadtest.metrics.summary import StageSummary, Summary
 from dgemma_loadtest.records import Record
-from dgemma_loadtest.report.svg.layers import Line
+from dgemma_loadtest.report.svg.layers import Layer, Line
 from dgemma_loadtest.report.svg.plot import Axis, Plot
 
 MOST_TENANTS = 6
@@ -39,7 +39,7 @@ def _service(stage: StageSummary, records: Sequence[Record], kind: str) -> Plot 
         return None
     begins, ends = min(t[0] for t in times), max(t[-1] for t in times)
     at = np.linspace(begins, ends, SAMPLES)
-    lines = []
+    lines: list[Layer] = []
     for colour, tenant in enumerate(sorted(shown)):
         weight = by_tenant[tenant][0].weight
         served = curves[tenant].at(at) / weight

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import gevent
@@ -21,6 +22,7 @@ from dgemma_loadtest.errors import InputError
 from dgemma_loadtest.generator.order import Command, Order
 from dgemma_loadtest.metrics.latency import waited
 from dgemma_loadtest.records import Outcome, Record
+from dgemma_loadtest.report.run_page import report
 from dgemma_loadtest.run_file import Client
 from dgemma_loadtest.scenario import Scenario
 from dgemma_loadtest.showing import console, show_result
@@ -163,11 +165,14 @@ class Session:
                 gevent.sleep(0.05)
         collector, self._collector = self._collector, None
         result = collector.finish(self._failure)
+        done = report(Path(collector.out))
         on = console(stderr=True)
         show_result(result, on)
-        on.print(f"results: {collector.out}", highlight=False, markup=False, soft_wrap=True)
+        on.print(f"results: {done.path}", highlight=False, markup=False, soft_wrap=True)
         if result.overhead.spoiled:
             self._environment.process_exit_code = SPOILED
+        elif done.failed:
+            self._environment.process_exit_code = 1
 
     # Messages from the master.
 

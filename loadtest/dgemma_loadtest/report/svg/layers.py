@@ -9,25 +9,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
-from typing import Protocol
 
 Point = tuple[float, float]
 Place = Callable[[float, float], Point]  # of x and y in the plot's units
 SERIES = 6  # colours that the style has
-
-
-class Layer(Protocol):
-    """`xs` and `ys` are what the axes have to reach."""
-
-    label: str
-    colour: int  # from 0
-    dashed: bool
-
-    def xs(self) -> Iterable[float]: ...
-
-    def ys(self) -> Iterable[float]: ...
-
-    def draw(self, place: Place) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -129,6 +114,9 @@ class Bars:
                 f'y="{_number(upper)}" width="{_number(right - left)}" '
                 f'height="{_number(max(lower - upper, 0))}">{said}</rect>'
             )
+
+
+Layer = Line | Band | Bars  # `xs` and `ys` are what the axes have to reach
 
 
 def _number(value: float) -> str:

@@ -10,7 +10,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
-_DECADE_STEPS = ((1, 2, 5), (1, 3), (1,))  # of a decade, the more the fewer decades there are
+_DECADE_STEPS = (
+    (1, 1.5, 2, 3, 4, 5, 6, 8),
+    (1, 2, 5),
+    (1, 3),
+    (1,),
+)  # of a decade, the more the fewer decades there are
 _WIDE_DECADES = 4  # between ticks where there are very many
 
 
