@@ -13,6 +13,8 @@ from rich.console import Console
 
 from dgemma_loadtest import driver, prompts, targets
 from dgemma_loadtest import scenario as scenarios_
+from dgemma_loadtest.about import add as add_about
+from dgemma_loadtest.about import parse as parse_about
 from dgemma_loadtest.errors import InputError
 from dgemma_loadtest.fit import parse as parse_fit
 from dgemma_loadtest.generator.order import Order
@@ -71,15 +73,23 @@ def run(
     ] = "auto",
     model: Annotated[str | None, typer.Option(help="Its name; else what the server says.")] = None,
     baseline_model: Annotated[str | None, typer.Option(help="The baseline's.")] = None,
+    about: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KEY=VALUE of a target that does not say it over gRPC: platform, precision, "
+            "hardware, driver, engine_hash; repeatable."
+        ),
+    ] = None,
     tls_ca: Annotated[Path | None, typer.Option(help="Authorities to trust, a PEM file.")] = None,
 ) -> None:
     """Offer a scenario's load to a target and write down what came of it."""
     limits = Slo.parse(slo).limits()
     wanted = scenarios_.load(scenario).with_prompts(only_class).with_duration(duration)
     own_targets = _pairs(tenant_target or [])
-    simulated = None
+    told, simulated = parse_about(about or []), None
     if simulate is not None:
         simulated = Simulated(simulate, checkpoint, repository, slots, tenants=tenants)
+        told |= simulated.about()
     target, baseline = _served(context, target, simulated, baseline, out)
     for url, option in ((target, "target"), (baseline, "baseline")):
         if url is not None:
@@ -113,7 +123,7 @@ def run(
             }
         )
         results.append(_shown(other, "baseline"))
-    done = _reported(out)
+    done = _reported(out, told)
     on = console()
     for result in results:
         show_result(result, on)
@@ -126,10 +136,11 @@ def run(
         raise typer.Exit(1)
 
 
-def _reported(out: Path) -> Reported:
+def _reported(out: Path, told: Mapping[str, str]) -> Reported:
     """The page and its gates; Ctrl-C waits until they are there."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
+        add_about(out, told)
         return report(out)
     finally:
         signal.signal(signal.SIGINT, before)

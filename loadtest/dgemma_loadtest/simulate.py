@@ -45,8 +45,16 @@ class Simulated:
         """For DGEMMA_SIMULATE. Raises InputError."""
         calibrated = self.platform.split("-")[-1] in CALIBRATIONS
         if calibrated and self.platform not in platforms.shipped():
+            Machine.named(self.platform.rpartition("-")[0])
             return self.platform
         return f"{Machine.named(self.platform).name}-{CALIBRATION}"
+
+    def about(self) -> dict[str, str]:
+        """What is known of its machine."""
+        name = self.name()
+        place = next(key for key in platforms.shipped() if name.startswith(f"{key}-"))
+        precision = name.removeprefix(f"{place}-").split("-")[0]
+        return {"platform": name, "precision": precision, "hardware": f"none: simulated {name}"}
 
     def environment(self) -> dict[str, str]:
         given = {

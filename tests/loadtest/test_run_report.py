@@ -11,6 +11,7 @@ import pytest
 
 from dgemma_loadtest.errors import InputError
 from dgemma_loadtest.recording import FILE
+from dgemma_loadtest.report.knee import overtaken
 from dgemma_loadtest.report.run_page import report
 from tests.loadtest import modelled_run
 
@@ -44,6 +45,15 @@ def test_a_sweep_has_its_plots(sweep: Path) -> None:
     assert set(found) == {"ttfb", "block", "e2e", "sweep", "sweep-latency", "steps", "waste"}
     labels = {item.text or "".join(item.itertext()) for item in found["sweep"].iter("li")}
     assert {"this service", "baseline"} <= labels
+    marks = [text.text or "" for text in found["sweep"].iter("text") if text.get("class") == "said"]
+    assert any(re.fullmatch(r"the baseline overtakes: [\d.]+", mark) for mark in marks), marks
+
+
+def test_where_a_curve_is_overtaken() -> None:
+    ours = [(1.0, 100.0), (4.0, 200.0), (16.0, 200.0)]
+    assert overtaken(ours, [(1.0, 50.0), (4.0, 100.0), (16.0, 400.0)]) == pytest.approx(8)
+    assert overtaken(ours, [(1.0, 200.0), (4.0, 300.0), (16.0, 400.0)]) is None
+    assert overtaken(ours, [(1.0, 50.0), (16.0, 100.0)]) is None
 
 
 def test_tenants_have_theirs(tenants: Path) -> None:

@@ -8,9 +8,13 @@ import pytest
 
 from dgemma.geometries import DEFAULT, named_geometry
 from dgemma.roofline.platform import Platform
-from dgemma_loadtest import platforms, simulate
+from dgemma_loadtest import about, platforms, simulate
 from dgemma_loadtest.errors import InputError
+from dgemma_loadtest.evaluate import runs
+from dgemma_loadtest.report.run_page import report
+from dgemma_loadtest.run_file import Server
 from dgemma_loadtest.simulate import Simulated, service
+from tests.loadtest import modelled_run
 
 
 def wanted(platform: str, checkpoint: str = "build/demo") -> Simulated:
@@ -30,6 +34,26 @@ def wanted(platform: str, checkpoint: str = "build/demo") -> Simulated:
 def test_a_platform_is_named_as_the_service_knows_it(asked: str, name: str) -> None:
     assert wanted(asked).name() == name
     assert Platform.named(name, named_geometry(DEFAULT)).name == name
+
+
+def test_its_report_says_what_was_simulated(tmp_path: Path) -> None:
+    asked = wanted("dgx-spark")
+    assert asked.about() == {
+        "platform": "dgx-spark-nvfp4-h200",
+        "precision": "nvfp4",
+        "hardware": "none: simulated dgx-spark-nvfp4-h200",
+    }
+    made = modelled_run.sweep(tmp_path / "run", server=Server("triton"))
+    about.add(made, asked.about() | about.parse(["driver=580.1"]))
+    page = report(made).path.read_text()
+    assert "none: simulated dgx-spark-nvfp4-h200" in page and "580.1" in page
+    assert {cell.platform for cell in runs.cells(made)} == {"dgx-spark"}
+
+
+@pytest.mark.parametrize("text", ["driver", "serial=1", "driver="])
+def test_what_nobody_asks_about_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match=r"^about: got .* allowed: KEY=VALUE with platform"):
+        about.parse([text])
 
 
 @pytest.mark.parametrize("name", platforms.shipped())

@@ -1,9 +1,11 @@
-"""Where a service stops keeping up."""
+"""Where a service stops keeping up, and where another one overtakes it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from dgemma_loadtest.metrics.summary import StageSummary
 
@@ -40,6 +42,20 @@ def knee(stages: Sequence[StageSummary]) -> Knee | None:
     if at == told[-1][0]:
         return None
     return Knee(at, f"Knee: the fewest users that get {100 * KEEPS_UP:.0f} % of the most tokens/s.")
+
+
+def overtaken(
+    ours: Sequence[tuple[float, float]], theirs: Sequence[tuple[float, float]]
+) -> float | None:
+    """From where on the other curve is the higher one, on a straight line between two points of
+    logarithmic x; None where it never is, or is from the start.
+    """
+    other = dict(theirs)
+    ahead = [(x, math.log(other[x] / y)) for x, y in ours if y > 0 and other.get(x, 0) > 0]
+    for (before, low), (after, high) in pairwise(ahead):
+        if low < 0 <= high:
+            return float(before * (after / before) ** (low / (low - high)))
+    return None
 
 
 def _of_rates(stages: Sequence[StageSummary]) -> Knee | None:

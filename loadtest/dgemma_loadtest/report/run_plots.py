@@ -11,7 +11,7 @@ from itertools import pairwise
 from dgemma_loadtest.metrics.latency import CUT_OFF, between_blocks, end_to_end, first_block
 from dgemma_loadtest.metrics.summary import Group, StageSummary, Summary
 from dgemma_loadtest.records import Record
-from dgemma_loadtest.report.knee import Knee, knee, offered
+from dgemma_loadtest.report.knee import Knee, knee, offered, overtaken
 from dgemma_loadtest.report.svg.layers import Band, Bars, Layer, Line
 from dgemma_loadtest.report.svg.plot import Axis, Mark, Plot, percent
 from dgemma_loadtest.report.svg.scale import Scale
@@ -122,6 +122,9 @@ def _throughput(
         theirs = [(at, rate) for at, rate in other if rate is not None]
         said = [f"{at:g}: {rate:.0f} tokens/s" for at, rate in theirs]
         layers.append(Line(theirs, "baseline", 1, marks=True, say=said))
+        crossing = overtaken(points, theirs)
+        if crossing is not None:
+            marks = (*marks, Mark(crossing, f"the baseline overtakes: {crossing:.3g}", 1))
     return Plot(
         "sweep",
         "Tokens per second, of all users together",
