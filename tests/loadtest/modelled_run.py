@@ -59,7 +59,7 @@ def engine(
 
 
 def write(
-    directory: Path, stages: Sequence[Stage], scenario: Mapping[str, Any], **changes: Any
+    directory: Path, stages: Sequence[Stage], scenario: Mapping[str, Any], /, **changes: Any
 ) -> Path:
     """Stages one after the other, as a run writes them."""
     directory.mkdir(parents=True, exist_ok=True)

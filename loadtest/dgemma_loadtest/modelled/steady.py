@@ -49,11 +49,14 @@ def diffusion_rate(machine: Machine, load: Workload, steps: float, users: float)
 
 
 def autoregressive_rate(machine: Machine, load: Workload, users: float) -> float:
-    """Of the same loop with a token a pass; prompts are read beside the others' tokens."""
-    passes = load.answer_tokens + 1
-    prompts = users * load.prompt_tokens / passes
-    took = machine.autoregressive_s(users, prompts, load.context)
-    return users * load.answer_tokens / (passes * took)
+    """Of the same loop with a token a pass. A prompt is read in one of them, which all wait for:
+    as many passes as there are users have one, where answers have more tokens than that.
+    """
+    reading = min(1.0, users / load.answer_tokens)  # share of passes with a prompt in them
+    prompts = users * load.prompt_tokens / (load.answer_tokens * reading)
+    without = machine.autoregressive_s(users, 0, load.context)
+    with_one = machine.autoregressive_s(users, prompts, load.context)
+    return users / ((1 - reading) * without + reading * with_one)
 
 
 def crossover(machine: Machine, load: Workload, steps: float) -> float | None:
