@@ -160,7 +160,7 @@ def _served(
         raise InputError("baseline: simulated needs --simulate PLATFORM")
     if simulated is not None:
         if baseline == SIMULATED:
-            baseline = context.with_resource(serve_baseline(simulated.platform, out))
+            baseline = context.with_resource(serve_baseline(simulated.machine(), out))
         target = context.with_resource(service(simulated, out)).grpc_url
     assert target is not None, "one of both is given"
     return target, baseline

@@ -41,19 +41,24 @@ class Simulated:
     context: int = 32768
     tenants: Path | None = None
 
+    def machine(self) -> Machine:
+        """Raises InputError."""
+        return Machine.named(self._parts()[0])
+
     def name(self) -> str:
         """For DGEMMA_SIMULATE. Raises InputError."""
-        calibrated = self.platform.split("-")[-1] in CALIBRATIONS
-        if calibrated and self.platform not in platforms.shipped():
-            Machine.named(self.platform.rpartition("-")[0])
-            return self.platform
-        return f"{Machine.named(self.platform).name}-{CALIBRATION}"
+        return f"{self.machine().name}-{self._parts()[1]}"
+
+    def _parts(self) -> tuple[str, str]:
+        """The machine and the calibration."""
+        place, _, last = self.platform.rpartition("-")
+        if last in CALIBRATIONS and self.platform not in platforms.shipped():
+            return place, last
+        return self.platform, CALIBRATION
 
     def about(self) -> dict[str, str]:
         """What is known of its machine."""
-        name = self.name()
-        place = next(key for key in platforms.shipped() if name.startswith(f"{key}-"))
-        precision = name.removeprefix(f"{place}-").split("-")[0]
+        precision, name = self.machine().precision, self.name()
         return {"platform": name, "precision": precision, "hardware": f"none: simulated {name}"}
 
     def environment(self) -> dict[str, str]:
@@ -110,7 +115,7 @@ def service(wanted: Simulated, scratch: Path) -> Iterator[Service]:
 
 
 @contextmanager
-def baseline(platform: str, scratch: Path) -> Iterator[str]:
+def baseline(machine: Machine, scratch: Path) -> Iterator[str]:
     """An autoregressive endpoint at that platform's speed; its URL. Raises InputError."""
     port = _free_ports(1)[0]
     url = f"http://127.0.0.1:{port}"
@@ -118,7 +123,7 @@ def baseline(platform: str, scratch: Path) -> Iterator[str]:
     scratch.mkdir(parents=True, exist_ok=True)
     with (scratch / BASELINE_LOG).open("wb") as log:
         process = subprocess.Popen(
-            [*command, "--platform", Machine.named(platform).name, "--port", str(port)],
+            [*command, "--platform", machine.name, "--port", str(port)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,

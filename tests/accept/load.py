@@ -201,7 +201,8 @@ def interrupted(engine: Path, checkpoint: Path, rounds: int) -> Iterator[Line]:
                 plots = page.read_text().count("<figure") if page.exists() else 0
                 yield Line(
                     f"Ctrl-C {moment}",
-                    f"{records(ran.out)} requests, {state}, {plots} plots, exit {ran.code}",
+                    f"{records(ran.out)} requests, {state}, {plots} plots, exit {ran.code}"
+                    + ("" if plots else f": {ran.said[-300:]}"),
                     "a report",
                     plots > 0,
                 )

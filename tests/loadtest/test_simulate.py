@@ -83,7 +83,10 @@ def test_a_service_that_ends_at_once_is_an_error_with_its_last_words(
 
 
 def test_an_endpoint_for_the_baseline_starts_and_ends(tmp_path: Path) -> None:
-    with simulate.baseline("h100", tmp_path) as url, urlopen(f"{url}/v1/models") as answer:
+    with (
+        simulate.baseline(wanted("h100-fp8-goal").machine(), tmp_path) as url,
+        urlopen(f"{url}/v1/models") as answer,
+    ):
         assert b"simulated-autoregressive-h100-fp8" in answer.read()
     with pytest.raises(URLError):
         urlopen(f"{url}/v1/models")
