@@ -13,7 +13,7 @@ from dgemma_loadtest import recording, run_file
 from dgemma_loadtest.metrics import summary as summaries
 from dgemma_loadtest.metrics.summary import Summary, summarise
 from dgemma_loadtest.records import Record
-from dgemma_loadtest.report import run_plots, run_tables, tenant_plots
+from dgemma_loadtest.report import run_plots, run_tables, sweep_plots, tenant_plots
 from dgemma_loadtest.report.gates import GOOD_SHARE, Gate, failed, gates
 from dgemma_loadtest.report.junit import junit
 from dgemma_loadtest.report.page import Notice, Page, Section, write
@@ -62,7 +62,7 @@ def page(
     sections = [
         Section("Figures", tables=run_tables.stages(summary, other)),
         Section("Latency", plots=run_plots.distributions(summary, records, run.slo)),
-        Section("More and more load", plots=run_plots.sweep(summary, other)),
+        Section("More and more load", plots=sweep_plots.sweep(summary, other)),
         Section(
             "Steps and canvases", plots=_some(run_plots.steps(summary), run_plots.waste(summary))
         ),
