@@ -25,6 +25,7 @@ from tests.accept.surface_service import MODEL, surface
 
 USERS, TOKENS = 4, 512
 AGREES = 0.05
+FIT = "context=4096,characters=1"  # a token of the demo checkpoint is a byte
 TIMEOUT_S = 400
 SAMPLING = {"ignore_eos": True, "preset": "fast"}
 
@@ -66,7 +67,7 @@ def _ours(url: str, checkpoint: Path, requests: int, scratch: Path) -> dict[str,
     }
     stage = {"name": "same", "duration_s": 600, "requests": requests, "loads": [load]}
     scenario = written(scratch / "same.yaml", {"schema": 1, "name": "same", "stages": [stage]})
-    options = ("--target", url, "--model", MODEL, "--fit", "off")
+    options = ("--target", url, "--model", MODEL, "--fit", FIT)
     ran = run(scenario, scratch / "ours", *options, checkpoint=checkpoint)
     found = [r for r in recording.read(ran.out) if r.outcome is Outcome.OK]
     if len(found) < requests:
