@@ -64,11 +64,11 @@ def predicted(engine: Path, checkpoint: Path, rounds: int) -> Iterator[Line]:
 
 
 def interrupted(engine: Path, checkpoint: Path, rounds: int) -> Iterator[Line]:
-    """Ctrl-C in the first stage, in the second, in its drain and in the baseline's run."""
+    """Ctrl-C while nothing counts yet, in the midst of a run, and in the baseline's."""
     load = {"users": 4, "prompts": {"prose": 1}, "answer_tokens": 512}
     stages = [stage("first", 4, [load]), stage("second", 4, [load])]
     moments: dict[str, Callable[[Path], bool]] = {
-        "at its first request": lambda out: records(out) >= 1,
+        "in the warm-up": lambda out: records(out) >= 1,
         "in the second stage": lambda out: records(out) >= 20,
         "in the baseline": lambda out: records(out / "baseline") >= 1,
     }
@@ -86,14 +86,14 @@ def interrupted(engine: Path, checkpoint: Path, rounds: int) -> Iterator[Line]:
                     interrupt=when,
                 )
                 page = ran.out / "report.html"
-                state = ran.run["state"] if (ran.out / "run.json").exists() else "no run"
-                plots = page.read_text().count("<figure") if page.exists() else 0
+                text = page.read_text() if page.exists() else ""
+                plots, says = text.count("<figure"), "run is interrupted" in text
                 yield Line(
                     f"Ctrl-C {moment}",
-                    f"{records(ran.out)} requests, {state}, {plots} plots, exit {ran.code}"
-                    + ("" if plots else f": {ran.said[-300:]}"),
-                    "a report",
-                    plots > 0,
+                    f"{records(ran.out)} requests, {plots} plots, exit {ran.code}"
+                    + ("" if says else f": {ran.said[-300:]}"),
+                    "a report that says so",
+                    says and ran.code == 1 and (plots > 0 or moment == "in the warm-up"),
                 )
 
 

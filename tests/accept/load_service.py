@@ -38,10 +38,6 @@ class Ran:
     def summary(self) -> dict[str, Any]:
         return dict(json.loads((self.out / "summary.json").read_text()))
 
-    @property
-    def run(self) -> dict[str, Any]:
-        return dict(json.loads((self.out / "run.json").read_text()))
-
 
 def run(
     scenario: Path,

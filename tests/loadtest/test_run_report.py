@@ -120,6 +120,15 @@ def test_a_run_that_was_broken_off_is_reported(tmp_path: Path) -> None:
     assert {"ttfb", "e2e", "steps"} <= set(figures(page))
 
 
+def test_a_baseline_that_was_broken_off_is_told(tmp_path: Path) -> None:
+    made = modelled_run.tenants(tmp_path / "run", slo={})
+    modelled_run.tenants(made / "baseline", state="interrupted", slo={})
+    done = report(made)
+    failed = [gate.name for gate in done.gates if gate.outcome == "failed"]
+    assert failed == ["baseline: complete"]
+    assert "The baseline&#39;s run is interrupted." in done.path.read_text()
+
+
 def test_a_run_without_any_answer_is_reported(tmp_path: Path) -> None:
     made = modelled_run.write(tmp_path / "none", [], {"name": "none"}, state="interrupted")
     assert figures(report(made).path.read_text()) == {}

@@ -26,9 +26,15 @@ class Gate:
     seconds: float = 0.0
 
 
-def gates(summary: Summary, limits: dict[str, float], good_share: float) -> list[Gate]:
-    """Of every stage its SLO and its fairness; of the run its generator and its end."""
-    return [*_of_stages(summary, limits, good_share), *_of_run(summary)]
+def gates(
+    summary: Summary,
+    limits: dict[str, float],
+    good_share: float,
+    baseline: Summary | None = None,
+) -> list[Gate]:
+    """Of every stage its SLO and its fairness; of the run, and a baseline's, generator and end."""
+    found = [*_of_stages(summary, limits, good_share), *_of_run(summary, "")]
+    return found if baseline is None else [*found, *_of_run(baseline, "baseline: ")]
 
 
 def failed(found: list[Gate]) -> bool:
@@ -62,9 +68,9 @@ def _of_stages(summary: Summary, limits: dict[str, float], good_share: float) ->
             )
 
 
-def _of_run(summary: Summary) -> Iterator[Gate]:
-    reasons = "; ".join(summary.overhead.reasons)
-    spoiled = summary.overhead.spoiled
-    yield Gate("", "generator", "failed" if spoiled else "passed", reasons or "fast enough")
-    complete = summary.state == "complete"
-    yield Gate("", "complete", "passed" if complete else "failed", f"the run is {summary.state}")
+def _of_run(summary: Summary, whose: str) -> Iterator[Gate]:
+    reasons = "; ".join(summary.overhead.reasons) or "fast enough"
+    fast, complete = not summary.overhead.spoiled, summary.state == "complete"
+    yield Gate("", f"{whose}generator", "passed" if fast else "failed", reasons)
+    said = f"the run is {summary.state}"
+    yield Gate("", f"{whose}complete", "passed" if complete else "failed", said)

@@ -44,7 +44,7 @@ def report(directory: Path, good_share: float = GOOD_SHARE) -> Reported:
     run, records, summary = _read(directory)
     other = directory / BASELINE
     baseline = _read(other) if (other / run_file.FILE).exists() else None
-    found = gates(summary, run.slo, good_share)
+    found = gates(summary, run.slo, good_share, None if baseline is None else baseline[2])
     write(page(run, records, summary, baseline), directory / REPORT)
     (directory / JUNIT).write_bytes(junit(found, summary.scenario or "load"))
     (directory / SUMMARY).write_bytes(summaries.to_json(summary))
@@ -90,7 +90,7 @@ def page(
         f"{summary.scenario or 'Load test'}",
         f"{run.target}, {run.started_at}",
         kinds,
-        _notices(run, summary),
+        _notices(run, summary, other),
         sections,
         (
             "Latencies count from when a request was due. Percentiles are nearest ranks, with 95 % "
@@ -100,7 +100,7 @@ def page(
     )
 
 
-def _notices(run: Run, summary: Summary) -> list[Notice]:
+def _notices(run: Run, summary: Summary, baseline: Summary | None) -> list[Notice]:
     said: list[Notice] = []
     if run.state != "complete":
         why = f": {run.why}" if run.why else ""
@@ -108,6 +108,11 @@ def _notices(run: Run, summary: Summary) -> list[Notice]:
             Notice(f"This run is {run.state}{why}. The figures are of what there is.", True)
         )
     said += [Notice(f"Spoiled: {reason}", True) for reason in summary.overhead.reasons]
+    if baseline is not None:
+        if baseline.state != "complete":
+            said.append(Notice(f"The baseline's run is {baseline.state}.", True))
+        reasons = baseline.overhead.reasons
+        said += [Notice(f"The baseline's run is spoiled: {reason}", True) for reason in reasons]
     if summary.kind == "simulated":
         said.append(
             Notice(
