@@ -101,8 +101,8 @@ def _lines(ran: Ran, name: str, wanted: bool) -> Iterator[Line]:
     yield Line(
         f"{name}: exit code of the run",
         str(ran.code),
-        "0" if wanted else "1",
-        ran.code == (0 if wanted else 1),
+        "0" if wanted else "not 0",
+        (ran.code == 0) is wanted,
     )
 
 
