@@ -32,7 +32,7 @@ def aiperf(url: str, checkpoint: Path, requests: int, scratch: Path) -> Iterator
     shutil.copy(checkpoint / "tokenizer.json", tokenizer)
     (tokenizer / "tokenizer_config.json").write_text(json.dumps(TOKENIZER))
     command = [
-        *(str(_installed()), "profile", "--model", MODEL, "--url", url),
+        *(str(installed()), "profile", "--model", MODEL, "--url", url),
         *("--endpoint-type", "chat", "--streaming", "--tokenizer", str(tokenizer)),
         *("--use-server-token-count", "--concurrency", "4", "--request-count", str(requests)),
         *("--synthetic-input-tokens-mean", "64", "--output-tokens-mean", "96"),
@@ -48,7 +48,7 @@ def aiperf(url: str, checkpoint: Path, requests: int, scratch: Path) -> Iterator
         timeout=TIMEOUT_S,
         check=False,
     )
-    report = _report(out)
+    report = report_in(out)
     completed = int(report.get("request_count", {}).get("avg", 0))
     errors = int(report.get("error_request_count", {}).get("avg", 0))
     seen = f"exit {ran.returncode}, {completed} of {requests} answered, {errors} errors"
@@ -58,7 +58,7 @@ def aiperf(url: str, checkpoint: Path, requests: int, scratch: Path) -> Iterator
     yield Line(f"aiperf {VERSION}, streamed", seen, f"{requests}, no errors", holds)
 
 
-def _installed() -> Path:
+def installed() -> Path:
     program = ENVIRONMENT / "bin" / "aiperf"
     mark = ENVIRONMENT / f"aiperf-{VERSION}"
     if not mark.exists():
@@ -71,7 +71,7 @@ def _installed() -> Path:
     return program.absolute()
 
 
-def _report(out: Path) -> dict[str, Any]:
+def report_in(out: Path) -> dict[str, Any]:
     for file in out.rglob("profile_export_aiperf.json"):
         return dict(json.loads(file.read_text()))
     return {}

@@ -25,7 +25,7 @@ class Simulation:
         one, every = (1e3 * platform.pass_s([0] * rows, rows) for rows in (1, slots))
         return (
             f"simulated {self.name}: nothing is computed and answers mean nothing; a pass takes "
-            f"{platform.overhead:.2f} × the roofline of {platform.gpu.name}: {one:.1f} ms with one "
+            f"{platform.rule} of {platform.gpu.name}: {one:.1f} ms with one "
             f"canvas, {every:.1f} ms with {slots}; {slots} slots × {context} tokens"
         )
 

@@ -1,0 +1,1 @@
+"""Figures from records: pure functions, which know neither files nor clocks."""
