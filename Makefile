@@ -13,13 +13,13 @@ PRECISIONS := fp32 fp8 int4 nvfp4
 ENGINES := var/engines/demo-cpu
 ENGINE := $(ENGINES)-$(PRECISION)
 BUILD_ENGINE := $(BIN)/dgemma-build engine --checkpoint $(CHECKPOINT) --target cpu --precision $(PRECISION) --out $(ENGINE)
-SOURCES := python_backend build/dgemma_build helm/files/tests tests
+SOURCES := python_backend build/dgemma_build helm/files/tests loadtest tests
 export PATH := $(BIN):$(PATH)
 # Nothing here may reach for a model on the network.
 export HF_HUB_OFFLINE := 1
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo serve test bench accept-1 accept-2 accept-3 accept-4 accept-5 soak image-check train-demo evaluate-demo evaluate-precisions clean help
+.PHONY: demo serve loadtest test bench accept-1 accept-2 accept-3 accept-4 accept-5 accept-6 soak image-check train-demo evaluate-demo evaluate-precisions clean help
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -36,6 +36,11 @@ serve: $(VENV)/.runtime
 	export DGEMMA_CHECKPOINT="$${DGEMMA_CHECKPOINT:-$(CURDIR)/$(CHECKPOINT)}"
 	export DGEMMA_HOST="$${DGEMMA_HOST:-127.0.0.1}"
 	exec $(BIN)/dgemma serve --model-repository model_repository
+
+## make loadtest       two minutes of load on the demo checkpoint, and a report about them
+loadtest: $(VENV)/.loadtest
+	@$(BUILD_ENGINE)
+	exec $(BIN)/python -m dgemma_build.demo.loaded --engine $(ENGINE) --checkpoint $(CHECKPOINT) --out var/loadtest/demo
 
 ## make test           type check, lint and all tests
 test: $(VENV)/.test
@@ -77,6 +82,12 @@ accept-5: $(VENV)/.test
 	@$(BUILD_ENGINE)
 	$(BIN)/python -m tests.accept.chart
 	exec $(BIN)/python -m tests.accept.chart_live --engine $(ENGINE) --checkpoint $(CHECKPOINT)
+
+## make accept-6       the slow checks of the load tests: calibration, aiperf, platforms, tenants, Ctrl-C
+accept-6: $(VENV)/.test
+	@$(BUILD_ENGINE)
+	$(BIN)/python -m tests.accept.calibration
+	exec $(BIN)/python -m tests.accept.load --engine $(ENGINE) --checkpoint $(CHECKPOINT)
 
 ## make soak           30 minutes at 80 % of what the service can do
 soak: $(VENV)/.test
@@ -125,7 +136,13 @@ $(VENV)/.runtime: requirements-runtime.lock requirements-build.lock requirements
 	$(PIP) --no-deps --no-build-isolation -e python_backend -e build
 	touch $@
 
-$(VENV)/.test: requirements-test.lock $(VENV)/.runtime
+$(VENV)/.loadtest: requirements-loadtest.lock loadtest/pyproject.toml $(VENV)/.runtime
+	@echo "setting up the load tests …" >&2
+	$(PIP) -r requirements-loadtest.lock
+	$(PIP) --no-deps --no-build-isolation -e loadtest
+	touch $@
+
+$(VENV)/.test: requirements-test.lock $(VENV)/.runtime $(VENV)/.loadtest
 	@echo "setting up the tests …" >&2
 	$(PIP) -r requirements-test.lock
 	touch $@
