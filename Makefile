@@ -138,7 +138,7 @@ $(VENV)/.runtime: requirements-runtime.lock requirements-build.lock requirements
 
 $(VENV)/.loadtest: requirements-loadtest.lock loadtest/pyproject.toml $(VENV)/.runtime
 	@echo "setting up the load tests …" >&2
-	$(PIP) -r requirements-loadtest.lock
+	$(PIP) --no-deps -r requirements-loadtest.lock
 	$(PIP) --no-deps --no-build-isolation -e loadtest
 	touch $@
 
