@@ -16,6 +16,7 @@ import yaml
 from tests.helm.sdk import CHART, Object, Rendered, render
 from tests.helm.variants import VARIANTS
 
+
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
     """As Helm merges value files: the later one wins, key by key."""
     result: dict[str, Any] = {}
