@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Protocol
 
 from dgemma.errors import DgemmaError
@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 
 # Asking costs about 0.1 ms a request: at most this share of the thread's time.
 POLL_SHARE = 0.2
+# Triton gives up a cancelled stream when it gets the final response, also while it still writes the
+# one before, and then what it has freed is used again: it crashes. So the final response waits
+# until that has been written, longer where nobody waits for it.
+WRITTEN_S, WRITTEN_FOR_NOBODY_S = 0.001, 0.02
 
 
 class Channel(Protocol):
@@ -43,6 +47,11 @@ class Conversation:
     reply: Reply
     cancelled: bool = False
     ended: bool = False
+    sent_at: float = -float("inf")  # the latest response
+
+    def final_at(self) -> float:
+        """When the final response may be sent, by the monotonic clock."""
+        return self.sent_at + (WRITTEN_FOR_NOBODY_S if self.cancelled else WRITTEN_S)
 
 
 class Responder:
@@ -55,6 +64,7 @@ class Responder:
         self._cancel = cancel
         self._posts: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._watched: set[Conversation] = set()
+        self._held: list[tuple[Conversation, Finished]] = []  # final responses, some for a while
         self._poll_at = 0.0
         self._poll_due = threading.Event()
         self._thread = threading.Thread(target=self._run, name="responses", daemon=True)
@@ -84,8 +94,32 @@ class Responder:
         self._thread.join()
 
     def _run(self) -> None:
-        while (call := self._posts.get()) is not None:
+        while (call := self._next()) is not None:
             call()
+        while self._held:
+            time.sleep(max(0.0, self._held_until() - time.monotonic()))
+            self._answer_held()
+
+    def _next(self) -> Callable[[], None] | None:
+        """What has been posted, or, where that is due, the answering of what is held."""
+        if not self._held:
+            return self._posts.get()
+        left = self._held_until() - time.monotonic()
+        try:
+            return self._posts.get(timeout=left) if left > 0 else self._answer_held
+        except Empty:
+            return self._answer_held
+
+    def _held_until(self) -> float:
+        return min(conversation.final_at() for conversation, _ in self._held)
+
+    def _answer_held(self) -> None:
+        """Send the final responses that may be sent; those of clients that have gone wait on."""
+        held, self._held = self._held, []
+        for conversation, event in held:
+            if not conversation.cancelled and conversation.final_at() <= time.monotonic():
+                self._ask(conversation)
+            self._answer(conversation, event)
 
     def _watch(self, conversation: Conversation) -> None:
         if not conversation.ended:
@@ -97,17 +131,21 @@ class Responder:
         if began < self._poll_at:
             return  # the next pass asks again
         for conversation in list(self._watched):
-            try:
-                gone = conversation.channel.is_cancelled()
-            except Exception as error:  # one broken channel must not end the thread
-                self._fail(conversation, error)
-                continue
-            if gone:
-                conversation.cancelled = True
-                self._watched.discard(conversation)
-                self._cancel(conversation.request_id)
+            self._ask(conversation)
         ended = time.monotonic()
         self._poll_at = ended + (ended - began) * (1 / POLL_SHARE - 1)
+
+    def _ask(self, conversation: Conversation) -> None:
+        """Whether the client has gone."""
+        try:
+            gone = conversation.channel.is_cancelled()
+        except Exception as error:  # one broken channel must not end the thread
+            self._fail(conversation, error)
+            return
+        if gone:
+            conversation.cancelled = True
+            self._watched.discard(conversation)
+            self._cancel(conversation.request_id)
 
     def _answer(self, conversation: Conversation, event: Event) -> None:
         if conversation.ended:
@@ -115,10 +153,14 @@ class Responder:
         final = isinstance(event, Finished)
         if conversation.cancelled and not final:
             return  # nobody listens, but Triton waits for the final response
+        if isinstance(event, Finished) and conversation.final_at() > time.monotonic():
+            self._held.append((conversation, event))
+            return
         try:
             response = conversation.reply.response(event)
             if response is not None:
                 conversation.channel.send(response, final)
+                conversation.sent_at = time.monotonic()
         except Exception as error:
             self._fail(conversation, error)
         else:

@@ -9,7 +9,7 @@ import pytest
 
 from dgemma.errors import EngineFailure
 from dgemma.reply import Reply, Response
-from dgemma.responder import Conversation, Responder
+from dgemma.responder import WRITTEN_FOR_NOBODY_S, WRITTEN_S, Conversation, Responder
 from dgemma.scheduler.events import Event
 from tests.dgemma.hand_made import annotate, block, draft, finished, request
 
@@ -141,6 +141,48 @@ def test_an_event_without_response_sends_nothing() -> None:
     channel = FakeChannel()
     respond(channel, draft(), finished())
     assert [kind for kind, _, _ in channel.sent] == ["final"]
+
+
+# The final response, behind the one before it
+
+
+class Timed(FakeChannel):
+    """Knows when each response was sent."""
+
+    def __init__(self, *, gone: bool = False) -> None:
+        super().__init__(gone=gone)
+        self.times: list[float] = []
+
+    def send(self, response: Response, final: bool) -> None:
+        self.times.append(time.monotonic())
+        super().send(response, final)
+
+
+@pytest.mark.parametrize(("gone", "least"), [(False, WRITTEN_S), (True, WRITTEN_FOR_NOBODY_S)])
+def test_the_final_response_waits_until_the_one_before_is_written(gone: bool, least: float) -> None:
+    channel = Timed(gone=gone)
+    respond(channel, block("a"), finished())
+    assert channel.sent == [("block", "a", False), ("final", "", True)]
+    assert channel.times[1] - channel.times[0] >= least
+    assert channel.faults == []
+
+
+def test_a_final_response_that_waits_keeps_nobody_else_waiting() -> None:
+    order: list[str] = []
+
+    class Ordered(FakeChannel):
+        def send(self, response: Response, final: bool) -> None:
+            order.append(response.text_output or response.kind)
+            super().send(response, final)
+
+    with responding(Cancellations()) as responder:
+        first, second = (conversation(Ordered(gone=True), name) for name in ("first", "second"))
+        responder.watch(first)
+        responder.post(first, block("of the first"))
+        responder.post(first, finished())
+        responder.poll()  # by which it is known to have gone
+        responder.post(second, block("of the second"))
+    assert order[:3] == ["of the first", "of the second", "final"]
 
 
 # Clients that have gone
