@@ -101,6 +101,12 @@ def test_one_id_goes_all_the_way(http: httpx2.Client, stage: Stage, asked: str |
     assert answered.json()["id"] == f"cmpl-{given}"
 
 
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What the front and its server have logged."""
+    records = list(caplog.records)
+    return [r.getMessage() for r in records if r.name.startswith(("dgemma", "uvicorn"))]
+
+
 def test_neither_prompts_nor_keys_are_logged(
     http: httpx2.Client, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -108,8 +114,12 @@ def test_neither_prompts_nor_keys_are_logged(
     with caplog.at_level(logging.DEBUG):
         http.post(COMPLETIONS, json={"prompt": "canary-prompt"}, headers=headers)
         http.post(COMPLETIONS, json={"prompt": "canary-prompt", "n": 2}, headers=headers)
-    ours = [r.getMessage() for r in caplog.records if r.name.startswith(("dgemma", "uvicorn"))]
-    [_, line] = [json.loads(m.removeprefix("request ")) for m in ours if m.startswith("request ")]
+        deadline = time.monotonic() + 20  # a line is written behind its response
+        while len(lines := [m for m in messages(caplog) if m.startswith("request ")]) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+    ours = messages(caplog)
+    [_, line] = [json.loads(m.removeprefix("request ")) for m in lines]
     assert (line["endpoint"], line["status"]) == (COMPLETIONS, 400)
     assert "canary" not in "".join(ours)
 
