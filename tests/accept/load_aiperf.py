@@ -7,9 +7,7 @@ is the generators'.
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +16,7 @@ from typing import Any
 from dgemma_loadtest import recording
 from dgemma_loadtest.metrics.quantiles import percentile
 from dgemma_loadtest.records import Outcome
-from tests.accept.aiperf import TOKENIZER, VERSION, installed, report_in
+from tests.accept.aiperf import TOKENIZER, VERSION, installed, offline, report_in
 from tests.accept.load_service import PLATFORM, run, written
 from tests.accept.main_job import Line
 from tests.accept.surface_service import MODEL, surface
@@ -26,7 +24,6 @@ from tests.accept.surface_service import MODEL, surface
 USERS, TOKENS = 4, 512
 AGREES = 0.05
 FIT = "context=4096,characters=1"  # a token of the demo checkpoint is a byte
-TIMEOUT_S = 400
 SAMPLING = {"ignore_eos": True, "preset": "fast"}
 
 
@@ -98,16 +95,7 @@ def _aiperf(url: str, checkpoint: Path, requests: int, scratch: Path) -> dict[st
     ]
     for name, value in SAMPLING.items():
         command += ["--extra-inputs", f"{name}:{json.dumps(value).strip(chr(34))}"]
-    environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
-    ran = subprocess.run(
-        command,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    ran = offline(command)
     report = report_in(out)
     if not report:
         raise RuntimeError(f"aiperf: exit {ran.returncode}: {ran.stdout.decode()[-2000:]}")
