@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 # Small tensors gain nothing from threads and lose much to whatever else runs; nor do they in the
 # processes that tests start, which read this as they import torch.
 os.environ["OMP_NUM_THREADS"] = "1"
+# Kernels are executed by Triton's interpreter; what compiles them does so in a process of its own.
+os.environ["TRITON_INTERPRET"] = "1"
 
 import pytest
 import torch
