@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from dgemma.bench.report import read_report
 from dgemma.profiles.inventory import Inventory
 from dgemma.profiles.layout import REPORT
-from dgemma_build.verify.report import read_report
 from tests.accept.main_job import Line
 from tests.triton.servers import without_settings
 

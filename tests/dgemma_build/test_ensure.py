@@ -15,13 +15,13 @@ import onnx
 import pytest
 from typer.testing import CliRunner, Result
 
+from dgemma.bench.report import read_report
 from dgemma.manifest import Manifest
 from dgemma.profiles.inventory import Inventory
 from dgemma.profiles.layout import REASON, REPORT
 from dgemma.sealed import FileRecord
 from dgemma_build.cli import app
 from dgemma_build.ensure.verification import Engine, verified_before
-from dgemma_build.verify.report import read_report
 from tests.dgemma.profiles.stores import flip
 from tests.model_store import SMALLEST
 from tests.oracle.checkpoints import write_tiny_checkpoint

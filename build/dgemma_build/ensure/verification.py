@@ -14,11 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dgemma.bench.report import Report, read_report
 from dgemma.errors import ConfigurationError
 from dgemma.manifest import Manifest
 from dgemma.profiles.layout import REPORT
 from dgemma.triton_server import with_parent
-from dgemma_build.verify.report import Report, read_report
 
 # An engine can end a process in these ways; in others it was ended by somebody else.
 _OWN = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL)

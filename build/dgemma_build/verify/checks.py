@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dgemma.bench.report import Check, Outcome
 from dgemma.compatibility import check_store, why_not
 from dgemma.engine.weight_bindings import weight_inputs
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
 from dgemma.machine import Machine
 from dgemma.manifest import Manifest
-from dgemma_build.verify.report import Check, Outcome
 
 # Of an absolute path, all but its last name.
 _FOLDERS = re.compile(r"(?<![\w./])/(?:[^\s/:;,()'\"]+/)+")

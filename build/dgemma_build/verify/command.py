@@ -13,14 +13,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dgemma.bench.report import Report
+from dgemma.bench.timing import MOST_RUNS
 from dgemma.errors import DgemmaError
 from dgemma.machine import Machine
 from dgemma.targets import load_targets, select
 from dgemma_build.cli_targets import TargetsOption
-from dgemma_build.verify.report import Report
 from dgemma_build.verify.run import Wanted, subject_of
 from dgemma_build.verify.run import verify as run
-from dgemma_build.verify.timing import MOST_RUNS
 
 _MARKS = {"passed": "[green]passed[/]", "failed": "[red]failed[/]", "skipped": "skipped"}
 WIDE = 160  # columns, where nobody watches

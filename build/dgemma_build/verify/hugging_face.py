@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dgemma.bench.report import HuggingFace
 from dgemma.chat import ChatTokenizer
 from dgemma.engine.base import Engine, Row
 from dgemma.machine import host_memory
 from dgemma.tail.statistics import Head
-from dgemma_build.verify.report import HuggingFace
 
 PROMPTS = ("Write a function that merges two sorted lists.", "What is the capital of Australia?")
 SAME = 0.9  # share of positions, below which something is wrong and not only rounded

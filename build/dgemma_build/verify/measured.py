@@ -5,12 +5,12 @@ Knows files of `docs/measurements/`; a platform without one of its own was never
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from dgemma.targets import Gpu, Target
-from dgemma_build.verify.report import Report, read_report
+from dgemma.bench.report import Report, read_report
+from dgemma.targets import Target
+from dgemma.targets.products import is_product
 
 NEVER = "never executed"
 CPU = "this machine's CPU"
@@ -20,17 +20,6 @@ def reports(directory: Path) -> list[Report]:
     """Every report in a directory; ConfigurationError names one that is none."""
     files = sorted(directory.glob("*.json"))
     return [read_report(path) for path in files if not path.name.startswith("schema-")]
-
-
-def is_product(gpu: Gpu, name: str) -> bool:
-    """Whether a driver's name of a GPU is that of a product.
-
-    They agree in the words with a digit, sizes of memory left out: `RTX 5090` is `NVIDIA GeForce
-    RTX 5090`, `H100 80 GB` is `NVIDIA H100 PCIe`.
-    """
-    words = re.findall(r"\w+", re.sub(r"\b\d+ GB\b", "", gpu.name))
-    marks = {word for word in words if any(c.isdigit() for c in word)}
-    return bool(marks) and marks <= set(re.findall(r"\w+", name))
 
 
 def measured_platforms(

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 
 from torch import Tensor
 
+from dgemma.bench.passes import Pass
+from dgemma.bench.report import Parity
 from dgemma.engine.base import PassRunner, Row
 from dgemma.manifest import Manifest
-from dgemma_build.verify.passes import Pass
-from dgemma_build.verify.report import Parity
 
 EXACT = 1e-3  # of hidden states, whose elements are of the order of one
 # Of elements' mean magnitude. For BF16 and fp8 on GPUs these are bounds on what rounding in 30

@@ -15,22 +15,8 @@ from pathlib import Path
 
 import torch
 
-from dgemma.compatibility import why_not
-from dgemma.engine.base import Capacity, Engine
-from dgemma.engine.onnx_engine import OnnxEngine
-from dgemma.errors import ConfigurationError, DgemmaError
-from dgemma.machine import Machine, host_memory
-from dgemma.manifest import Manifest
-from dgemma.roofline.sizes import Model
-from dgemma.targets import Gpu, Target
-from dgemma_build.buffers import buffers, total
-from dgemma_build.envelope import Envelope
-from dgemma_build.verify.checks import Subject, static_checks
-from dgemma_build.verify.hugging_face import PROMPTS, compare_to_hugging_face
-from dgemma_build.verify.parity import compare
-from dgemma_build.verify.passes import passes
-from dgemma_build.verify.reference import StreamedReference, weights_of
-from dgemma_build.verify.report import (
+from dgemma.bench.passes import passes
+from dgemma.bench.report import (
     Check,
     Device,
     EngineFacts,
@@ -41,7 +27,22 @@ from dgemma_build.verify.report import (
     Software,
     Speed,
 )
-from dgemma_build.verify.timing import Stand, gpu_of
+from dgemma.bench.timing import Stand
+from dgemma.compatibility import why_not
+from dgemma.engine.base import Capacity, Engine
+from dgemma.engine.onnx_engine import OnnxEngine
+from dgemma.errors import ConfigurationError, DgemmaError
+from dgemma.machine import Machine, host_memory
+from dgemma.manifest import Manifest
+from dgemma.roofline.sizes import Model
+from dgemma.targets import Gpu, Target
+from dgemma.targets.products import gpu_of
+from dgemma_build.buffers import buffers, total
+from dgemma_build.envelope import Envelope
+from dgemma_build.verify.checks import Subject, static_checks
+from dgemma_build.verify.hugging_face import PROMPTS, compare_to_hugging_face
+from dgemma_build.verify.parity import compare
+from dgemma_build.verify.reference import StreamedReference, weights_of
 
 Progress = Callable[[str], None]
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from dgemma.bench.report import Report, read_report
 from dgemma.machine import Gpu, Machine
 from dgemma.manifest import Manifest, Runtime
 from dgemma_build.cli import app
 from dgemma_build.verify.checks import Subject
-from dgemma_build.verify.report import Report, read_report
 from tests.dgemma.model.tiny_weights import random_network
 from tests.dgemma_build.verify.engines import GEOMETRY, cpu_engine
 from tests.plans import PLAN, write_plan, write_store

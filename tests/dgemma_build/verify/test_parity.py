@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from dgemma.bench.passes import passes
 from dgemma.engine.base import Capacity, Row
 from dgemma.engine.batch import check
 from dgemma.engine.torch_reference import TorchReference
 from dgemma.manifest import Manifest, Runtime
 from dgemma.precision import policy_of
 from dgemma_build.verify.parity import compare
-from dgemma_build.verify.passes import passes
 from dgemma_build.verify.reference import StreamedReference
 from tests.dgemma.model.tiny_weights import random_network
 from tests.dgemma_build.quantized import whole_groups

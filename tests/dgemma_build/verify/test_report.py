@@ -6,17 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dgemma.errors import ConfigurationError
-from dgemma.targets import load_targets
-from dgemma_build.verify.measured import (
-    CPU,
-    NEVER,
-    is_product,
-    measured_platforms,
-    reports,
-    state,
-)
-from dgemma_build.verify.report import (
+from dgemma.bench.report import (
     SCHEMA_FILE,
     Device,
     EngineFacts,
@@ -24,6 +14,16 @@ from dgemma_build.verify.report import (
     Software,
     json_schema,
     read_report,
+)
+from dgemma.errors import ConfigurationError
+from dgemma.targets import load_targets
+from dgemma.targets.products import is_product
+from dgemma_build.verify.measured import (
+    CPU,
+    NEVER,
+    measured_platforms,
+    reports,
+    state,
 )
 
 MEASUREMENTS = Path(__file__).parents[3] / "docs" / "measurements"

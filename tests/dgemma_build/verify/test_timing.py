@@ -4,13 +4,14 @@ from pathlib import Path
 
 import pytest
 
+from dgemma.bench.timing import Stand
 from dgemma.errors import ConfigurationError
 from dgemma.geometries import named_geometry
 from dgemma.manifest import Runtime
 from dgemma.roofline.sizes import Model
 from dgemma.targets import load_targets
+from dgemma.targets.products import gpu_of
 from dgemma_build.verify.run import Wanted, capacity_of
-from dgemma_build.verify.timing import Stand, gpu_of
 from tests.dgemma.engine.fake_engine import FakeEngine, geometry_of
 from tests.plans import LIMITS, write_plan
 

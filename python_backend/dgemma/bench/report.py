@@ -113,7 +113,7 @@ class HuggingFace(_Part):
 
 
 class Report(_Part):
-    """One run of `dgemma-build verify`."""
+    """One run of `dgemma-build verify`, or of a benchmark."""
 
     schema_version: Literal[1] = 1
     day: date

@@ -1,6 +1,6 @@
 """How long passes take, and how long they would take if only memory mattered.
 
-Knows clocks of hosts and GPUs, and medians; the floor's arithmetic is `dgemma_build.estimate`'s.
+Knows clocks of hosts and GPUs, and medians; the floor's arithmetic is `dgemma.roofline`'s.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from dgemma.bench.passes import timed
+from dgemma.bench.report import Speed
 from dgemma.engine.base import Engine
 from dgemma.roofline.published import floor_ms
 from dgemma.roofline.sizes import Model, pass_bytes
@@ -19,10 +21,7 @@ from dgemma.sampling import Sampling
 from dgemma.tail.draws import SeededDraws
 from dgemma.tail.statistics import Head
 from dgemma.tail.tail import Tail
-from dgemma.targets import Gpu, Target
-from dgemma_build.verify.measured import is_product
-from dgemma_build.verify.passes import timed
-from dgemma_build.verify.report import Speed
+from dgemma.targets import Gpu
 
 WARM = 2  # runs that are not counted
 MOST_RUNS = 1000
@@ -109,8 +108,3 @@ def doubling(most: int) -> list[int]:
     while counts[-1] < most:
         counts.append(min(2 * counts[-1], most))
     return counts
-
-
-def gpu_of(target: Target, name: str) -> Gpu | None:
-    """The target's product of this name; None where none is known by it."""
-    return next((gpu for gpu in target.gpus if is_product(gpu, name)), None)
