@@ -22,6 +22,7 @@ from dgemma_build.engine import (
     build_plan,
 )
 from dgemma_build.ensure.command import ensure
+from dgemma_build.kernels.command import kernels
 from dgemma_build.progress import shown
 from dgemma_build.quantize.command import quantize
 from dgemma_build.verify.command import verify
@@ -30,6 +31,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 app.command()(quantize)
 app.command()(verify)
 app.command()(ensure)
+app.command()(kernels)
 console = Console(stderr=True)
 cli_targets.register(app)
 

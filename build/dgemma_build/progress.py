@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
+    MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
@@ -26,12 +27,15 @@ _STEP = 10  # percent from one line to the next
 
 
 @contextmanager
-def shown(console: Console, clock: Callable[[], float] = time.monotonic) -> Iterator[Tell]:
-    """What is told within the block is shown; `clock` gives seconds."""
+def shown(
+    console: Console, clock: Callable[[], float] = time.monotonic, *, pieces: bool = False
+) -> Iterator[Tell]:
+    """What is told within the block is shown, bytes or `pieces`; `clock` gives seconds."""
     if not console.is_terminal:
         yield _Lines(console, clock)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    count = MofNCompleteColumn() if pieces else DownloadColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), count)
     times = (TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*columns, *times, console=console) as bars:
         yield _Bars(bars)

@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 
 from dgemma.engine.kernels import norms, norms_reference
+from dgemma.engine.kernels.chip import Chip
 from dgemma.engine.kernels.operands import FP8, FP8_MOST, Lines
+from dgemma.geometries import DEFAULT, named_geometry
+from tests.dgemma.engine.kernels.launches import record
 
 EPS = 1e-6
 REAL = 2816
@@ -20,16 +23,18 @@ FLIPPED, MANY = 2e-3, 2000
 def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Outputs are full of NaN before they are written."""
     empty, empty_like = torch.empty, torch.empty_like
+    monkeypatch.setattr(torch, "empty", lambda *a, **options: poison(empty(*a, **options)))
+    monkeypatch.setattr(
+        torch, "empty_like", lambda *a, **options: poison(empty_like(*a, **options))
+    )
 
-    def filled(*size: Any, **options: Any) -> Tensor:
-        made = empty(*size, **options)
-        return made.view(torch.uint8).fill_(0x7F).view(FP8) if made.dtype == FP8 else nan(made)
 
-    def nan(made: Tensor) -> Tensor:
-        return made.fill_(torch.nan) if made.is_floating_point() else made
-
-    monkeypatch.setattr(torch, "empty", filled)
-    monkeypatch.setattr(torch, "empty_like", lambda like: nan(empty_like(like)))
+def poison(made: Tensor) -> Tensor:
+    if made.dtype == FP8:
+        made.view(torch.uint8).fill_(0x7F)
+    elif made.is_floating_point():
+        made.fill_(torch.nan)
+    return made
 
 
 def tensors(dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[Tensor]:
@@ -171,3 +176,29 @@ def test_a_mistake_would_be_seen(wrong: str) -> None:
     )
     with pytest.raises(AssertionError):
         differing(found, wanted)
+
+
+def test_tensors_with_gaps_are_refused() -> None:
+    x = torch.zeros(4, 6, dtype=torch.bfloat16)[:, :3]
+    with pytest.raises(ValueError, match=r"x: strides \(6, 1\) of \[4, 3\]"):
+        norms.quantize_rows(x)
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+def test_what_is_launched_is_what_is_compiled(fp8: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched = record(monkeypatch, norms, "kernels")
+    x, attended, weight = tensors(torch.bfloat16, (2, REAL), (2, REAL), (REAL,))
+    routed = torch.zeros(2, 8, REAL, dtype=torch.bfloat16)
+    scalar, denoise = torch.ones(1), torch.ones(1, dtype=torch.bool)
+    if fp8:
+        norms.quantize_rows(torch.zeros(3, 8192, dtype=torch.bfloat16))
+    norms.normed(x, weight, EPS, fp8)
+    router = weight.float()
+    norms.after_attention(x, attended, *[weight] * 3, router, EPS, fp8_dense=False, fp8_routed=fp8)
+    norms.after_feed_forward(x, x, routed, *[weight] * 3, scalar, weight, EPS, fp8)
+    norms.entered(torch.zeros(2, dtype=torch.int64), x, 53.0, x, denoise, EPS)
+    monkeypatch.undo()
+    compiled = [*norms.variants(named_geometry(DEFAULT), Chip.of(90))]
+    assert len(launched) == 4 + fp8
+    for launch in launched:
+        assert [v.name for v in compiled if launch.is_of(v)], launch

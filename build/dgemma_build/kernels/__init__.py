@@ -1,0 +1,1 @@
+"""`dgemma-build kernels`: every kernel, compiled for every chip, without one."""
