@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dgemma.engine.kernels.chip import Chip
+from dgemma.engine.kernels.chip import CAPABILITIES, Chip
 from dgemma.errors import ConfigurationError, DgemmaError
 from dgemma.geometries import DEFAULT, named_geometry
-from dgemma.targets import Target, load_targets, select
+from dgemma.targets import load_targets, select
 from dgemma_build.cli_targets import TargetsOption
 from dgemma_build.kernels.check import Checked, Source, check, tasks
 from dgemma_build.progress import shown
@@ -71,16 +71,15 @@ def kernels(
 
 
 def _chips(names: Sequence[str] | None, extra: Path | None) -> dict[int, list[str]]:
-    """Compute capability -> the targets that have it."""
+    """Compute capability -> the targets that have it; of all targets, those with kernels."""
     known = load_targets(extra)
-    chosen: list[Target] = [select(known, name) for name in names or ()]
     found: dict[int, list[str]] = {}
-    for target in chosen or known.values():
-        if target.compute_capability is not None:
-            capability = Chip.of(int(target.compute_capability.replace(".", ""))).capability
-            found.setdefault(capability, []).append(target.name)
-        elif chosen:
+    for target in [select(known, name) for name in names or ()] or known.values():
+        capability = int((target.compute_capability or "0").replace(".", ""))
+        if names and not capability:
             raise ConfigurationError(f"target {target.name!r} is no GPU; kernels are for GPUs")
+        if names or capability in CAPABILITIES:
+            found.setdefault(Chip.of(capability).capability, []).append(target.name)
     return found
 
 

@@ -10,6 +10,7 @@ from typer.testing import CliRunner, Result
 
 from dgemma.engine.kernels import compiled
 from dgemma_build.cli import app
+from tests.dgemma.test_targets import ENTRY, write
 from tests.dgemma_build.kernels.unfit import fit, unfit
 
 
@@ -76,6 +77,17 @@ def test_mistakes_are_a_sentence(arguments: tuple[str, ...], part: str) -> None:
     result = run(*arguments)
     assert result.exit_code == 2
     assert part in result.stderr and len(result.stderr.splitlines()) == 1
+
+
+def test_a_target_without_kernels_is_left_out_unless_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, ENTRY)  # sm86
+    monkeypatch.setattr(compiled, "all_variants", lambda geometry, chip: ())
+    assert run("--targets", tmp_path).exit_code == 0
+    result = run("--targets", tmp_path, "--target", "sm86")
+    assert result.exit_code == 2
+    assert "compute capability 86 has no kernels; known: 80, 89, 90" in result.stderr
 
 
 def test_without_triton_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
