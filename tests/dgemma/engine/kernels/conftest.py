@@ -1,6 +1,7 @@
-"""Triton's interpreter with the conversions of the hardware.
+"""Triton's interpreter with the conversions and products of the hardware.
 
-Its own cut BF16 off instead of rounding it, and lose the carry of e4m3 codes that round up.
+Its own cut BF16 off instead of rounding it, lose the carry of e4m3 codes that round up, and
+multiply BF16 as the integers that hold it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from dgemma.engine.kernels.operands import FP8, FP8_MOST
 # Triton's type -> torch's, and an integer of its size
 _NARROW = {tl.bfloat16: (torch.bfloat16, np.int16), tl.float8e4nv: (FP8, np.uint8)}
 _original = interpreter._convert_float
+_builder = interpreter.InterpreterBuilder
+_original_dot = _builder.create_dot
 
 
 def _convert(values: Any, source: Any, target: Any, rounding: Any) -> Any:
@@ -36,8 +39,20 @@ def _convert(values: Any, source: Any, target: Any, rounding: Any) -> Any:
     return _original(values, source, target, rounding)
 
 
+def _dot(self: Any, a: Any, b: Any, *others: Any) -> Any:
+    return _original_dot(self, _widened(a), _widened(b), *others)
+
+
+def _widened(x: Any) -> Any:
+    if x.dtype.scalar != tl.bfloat16:
+        return x
+    wide = _convert(x.data, tl.bfloat16, tl.float32, None).view(np.float32)
+    return interpreter.TensorHandle(wide, tl.float32)
+
+
 @pytest.fixture(autouse=True, scope="session")
-def exact_conversions() -> Iterator[None]:
+def exact_interpreter() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_convert_float", _convert)
+        patch.setattr(_builder, "create_dot", _dot)
         yield

@@ -1,0 +1,148 @@
+"""Heads, attention and what is kept of them, in plain torch: what the kernels compute.
+
+Knows the same as `dgemma.model.attention`, for rows in the form of `PassRows`; works in the dtype
+of its inputs, and reads where rows stand on the host.
+Shapes: R rows, L row length, H query heads, G K/V heads, d head size, W window, N context.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from dgemma.engine.kernels.operands import FP8, FP8_MOST, Lines
+from dgemma.engine.kernels.rows import PassRows
+from dgemma.model.layers import unscaled_norm
+
+MASKED = -1e30
+
+
+class RowNumbers(NamedTuple):
+    """One row of a pass, on the host."""
+
+    start: int
+    valid: int
+    slot: int
+    denoise: bool
+    partner: int
+
+
+def numbers(rows: PassRows) -> list[RowNumbers]:
+    columns = (rows.start, rows.valid, rows.slot, rows.denoise, rows.partner)
+    lists = [column.tolist() for column in columns]
+    return [RowNumbers(*values) for values in zip(*lists, strict=True)]
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    pool_k: Tensor,
+    pool_v: Tensor,
+    rows: PassRows,
+    *,
+    window: int | None,
+    context: int,
+    fp8: bool = False,
+) -> Lines:
+    """As `attention.attend`; `context` decides nothing."""
+    length, count = rows.length, rows.count
+    by_row = [x.unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v)]  # [R, .., L, d]
+    queries, fresh_k, fresh_v = by_row
+    listed = numbers(rows)
+    mixed = []
+    for index, row in enumerate(listed):
+        before = row if row.partner < 0 else listed[row.partner]
+        low = max(0, row.start - window + 1) if window else 0
+        reached = torch.arange(min(low, before.start), before.start)
+        held = reached % window if window else reached
+        positions = [reached, row.start + torch.arange(length)]
+        keys = [pool_k[row.slot][:, held], fresh_k[index]]
+        values = [pool_v[row.slot][:, held], fresh_v[index]]
+        if row.partner >= 0:
+            positions.insert(1, before.start + torch.arange(before.valid))
+            keys.insert(1, fresh_k[row.partner, :, : before.valid])
+            values.insert(1, fresh_v[row.partner, :, : before.valid])
+        seen = visible(row, torch.cat(positions), length, window)
+        mixed.append(
+            F.scaled_dot_product_attention(
+                queries[index],
+                torch.cat(keys, 1),
+                torch.cat(values, 1),
+                # A query without a key is a mean of anything.
+                attn_mask=torch.where(seen, 0.0, MASKED).to(q.dtype),
+                scale=1.0,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
+        )
+    lines = torch.stack(mixed).transpose(1, 2).flatten(2).flatten(0, 1)
+    return quantized(lines) if fp8 else Lines(lines)
+
+
+def visible(row: RowNumbers, keys: Tensor, length: int, window: int | None) -> Tensor:
+    """Whether each query of a row sees the keys at these positions, `[L, keys]`."""
+    queries = (row.start + torch.arange(length))[:, None]
+    if row.denoise:
+        # One rectangle for a canvas: the last W - 1 tokens before it, whatever the query.
+        first = row.start - window + 1 if window else 0
+        return (keys >= first).expand(length, -1)
+    seen = keys <= queries
+    return seen & (queries - keys < window) if window else seen
+
+
+def quantized(lines: Tensor) -> Lines:
+    """e4m3 with one scale per line."""
+    amax = lines.float().abs().amax(1).clamp(min=1e-12)
+    scale = amax / FP8_MOST
+    return Lines((lines.float() / scale[:, None]).to(FP8), scale)
+
+
+def rotary_table(rows: PassRows, frequencies: Tensor) -> Tensor:
+    """As `heads.rotary_table`."""
+    positions = rows.start[:, None] + torch.arange(rows.length, device=rows.start.device)
+    angles = positions.flatten()[:, None].float() * frequencies
+    return torch.stack([angles.cos(), angles.sin()])
+
+
+def normed_heads(
+    lines: Tensor,
+    q_weight: Tensor,
+    k_weight: Tensor,
+    table: Tensor,
+    *,
+    heads: int,
+    groups: int,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `heads.normed_heads`."""
+    parts = lines.float().unflatten(1, (-1, q_weight.shape[0]))  # [M, heads, d]
+    q, k = parts[:, :heads], parts[:, heads : heads + groups]
+    v = parts[:, -groups:]
+    q, k = (
+        rotated(unscaled_norm(x, eps) * weight.float(), table)
+        for x, weight in ((q, q_weight), (k, k_weight))
+    )
+    return q.to(lines.dtype), k.to(lines.dtype), unscaled_norm(v, eps).to(lines.dtype)
+
+
+def rotated(x: Tensor, table: Tensor) -> Tensor:
+    """Half-split rotary embedding of `[M, heads, d]`."""
+    cos, sin = table[:, :, None]  # [M, 1, d / 2]
+    first, second = x.chunk(2, -1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+
+def keep(
+    k: Tensor, v: Tensor, pool_k: Tensor, pool_v: Tensor, rows: PassRows, *, window: int | None
+) -> None:
+    """As `keep.keep`."""
+    for index, row in enumerate(numbers(rows)):
+        if row.denoise:
+            continue
+        kept = torch.arange(max(0, row.valid - window) if window else 0, row.valid)
+        held = (row.start + kept) % window if window else row.start + kept
+        for fresh, pool in ((k, pool_k), (v, pool_v)):
+            pool[row.slot][:, held] = fresh[index * rows.length + kept].transpose(0, 1)
