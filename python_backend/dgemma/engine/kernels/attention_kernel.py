@@ -46,6 +46,8 @@ def attend_kernel(
 ):
     HEADS: tl.constexpr = GROUPS * SHARE
     LINES: tl.constexpr = TOKENS * SHARE_PADDED
+    # Every tile is full: nothing to mask but keys.
+    WHOLE: tl.constexpr = LENGTH % TOKENS == 0 and SHARE == SHARE_PADDED and DIM == DIM_PADDED
     token = tl.program_id(0) * TOKENS
     group = tl.program_id(1) % GROUPS
     split = tl.program_id(1) // GROUPS
@@ -63,13 +65,18 @@ def attend_kernel(
 
     line = tl.arange(0, LINES)
     own = token + line // SHARE_PADDED  # token of the row
-    head = group * SHARE + line % SHARE_PADDED
     dim = tl.arange(0, DIM_PADDED)
     real = (own < LENGTH) & (line % SHARE_PADDED < SHARE)
     real_dim = dim < DIM
-    places_out = (row.to(tl.int64) * LENGTH + own) * HEADS + head
+    # From the tile's first token and head on; what comes before it can be beyond 31 bits.
+    inside = line // SHARE_PADDED * HEADS + line % SHARE_PADDED
+    before_tile = (row.to(tl.int64) * LENGTH + token) * HEADS + group * SHARE
     q_mask = real[:, None] & real_dim[None, :]
-    q = tl.load(q_ptr + places_out[:, None] * DIM + dim[None, :], mask=q_mask, other=0.0)
+    q_place = inside[:, None] * DIM + dim[None, :]
+    if WHOLE:
+        q = tl.load(q_ptr + before_tile * DIM + q_place)
+    else:
+        q = tl.load(q_ptr + before_tile * DIM + q_place, mask=q_mask, other=0.0)
 
     # What a query of this tile sees: a canvas all of its rectangle, a prompt what is not after it.
     upper = tl.where(denoise, own_end - 1, start + own)
@@ -97,27 +104,29 @@ def attend_kernel(
         run_end = tl.where(in_pool, context_end, tl.where(is_own, own_end, partner_end))
         first = run_start + (block - before) * BLOCK_N
         position = first + step
-        present = position < run_end
-        held = position
+        # Beyond the run its last key is repeated, which costs nothing to load and is finite: what
+        # a pool holds beyond the context may be anything.
+        nearest = tl.minimum(position, run_end - 1)
+        held = nearest
         if WINDOW > 0:
-            held = position % WINDOW
-        offset = tl.where(in_pool, held * DIM, (position - fresh_start) * (GROUPS * DIM))
+            held = nearest % WINDOW
+        offset = tl.where(in_pool, held * DIM, (nearest - fresh_start) * (GROUPS * DIM))
         fresh_base = tl.where(is_own, own_base, partner_base)
         k_block = tl.where(in_pool, pool_k_ptr + pool_base, k_ptr + fresh_base)
         v_block = tl.where(in_pool, pool_v_ptr + pool_base, v_ptr + fresh_base)
         offset = offset[:, None] + dim[None, :]
-        mask = present[:, None]
-        if DIM != DIM_PADDED:
-            mask = mask & real_dim[None, :]
-        # What a pool holds beyond the context is never read: it may be anything.
-        k = tl.load(k_block + offset, mask=mask, other=0.0)
-        v = tl.load(v_block + offset, mask=mask, other=0.0)
+        if DIM == DIM_PADDED:
+            k = tl.load(k_block + offset)
+            v = tl.load(v_block + offset)
+        else:
+            k = tl.load(k_block + offset, mask=real_dim[None, :], other=0.0)
+            v = tl.load(v_block + offset, mask=real_dim[None, :], other=0.0)
 
         score = tl.dot(q, tl.trans(k)) * LOG2_E
         last = first + BLOCK_N - 1
         if (last >= run_end) | (last > upper_of_all) | (first < lower_of_all):
             seen = (position[None, :] <= upper[:, None]) & (position[None, :] >= lower[:, None])
-            score = tl.where(seen & present[None, :], score, MASKED)
+            score = tl.where(seen & (position < run_end)[None, :], score, MASKED)
         highest = tl.maximum(top, tl.max(score, 1))
         share = tl.exp2(score - highest[:, None])
         keep = tl.exp2(top - highest)
@@ -125,11 +134,12 @@ def attend_kernel(
         mixed = tl.dot(share.to(v.dtype), v, mixed * keep[:, None])
         top = highest
 
-    out = split.to(tl.int64) * tl.num_programs(2) * LENGTH * HEADS + places_out
-    mean = mixed / total[:, None]
-    tl.store(
-        partial_ptr + out[:, None] * DIM + dim[None, :],
-        mean.to(partial_ptr.dtype.element_ty),
-        mask=q_mask,
-    )
-    tl.store(weight_ptr + out, top + tl.log2(total), mask=real)
+    before_tile += split.to(tl.int64) * tl.num_programs(2) * LENGTH * HEADS
+    mean = (mixed / total[:, None]).to(partial_ptr.dtype.element_ty)
+    weight = top + tl.log2(total)
+    if WHOLE:
+        tl.store(partial_ptr + before_tile * DIM + q_place, mean)
+        tl.store(weight_ptr + before_tile + inside, weight)
+    else:
+        tl.store(partial_ptr + before_tile * DIM + q_place, mean, mask=q_mask)
+        tl.store(weight_ptr + before_tile + inside, weight, mask=real)
