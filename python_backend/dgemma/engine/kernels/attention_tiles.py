@@ -52,9 +52,10 @@ def _kind(chip: Chip) -> str:
     return "large" if chip.shared_bytes > 128 * 1024 else "small"
 
 
-# Lines, keys, warps, stages by the largest head. One tile of queries and two blocks of keys and
-# values are in shared memory; a warp's share of the result is in its registers.
+# Lines, keys, warps, stages by the largest head. Lines fill the registers with their share of the
+# result; blocks of keys are small because three more than the one at work must be in shared memory
+# for loads to run beside products: with two stages a block is asked for when it is needed.
 _LAYOUTS = {
-    256: {"wide": (128, 64, 8, 2), "large": (128, 32, 8, 2), "small": (64, 32, 4, 2)},
-    512: {"wide": (64, 32, 8, 2), "large": (32, 32, 8, 2), "small": (32, 16, 8, 2)},
+    256: {"wide": (128, 32, 8, 4), "large": (128, 32, 8, 3), "small": (64, 16, 4, 4)},
+    512: {"wide": (64, 16, 8, 4), "large": (64, 16, 8, 4), "small": (32, 16, 8, 3)},
 }
