@@ -49,7 +49,7 @@ class Pass:
         names = ("q", "k", "v", "pool_k", "pool_v")
         return replace(self, **{name: getattr(self, name).to(dtype) for name in names})
 
-    def of_row(self, *indices: int) -> Pass:
+    def of_rows(self, *indices: int) -> Pass:
         """The pass of these rows alone; partners are among them."""
         length = self.shape.length
         rows = rows_of(
@@ -62,6 +62,10 @@ class Pass:
         kept = torch.cat([torch.arange(i * length, (i + 1) * length) for i in indices])
         fresh = {name: getattr(self, name)[kept] for name in "qkv"}
         return replace(self, rows=rows, **fresh)
+
+
+def distance(got: Tensor, wanted: Tensor) -> float:
+    return float((got.float() - wanted.float()).norm() / wanted.float().norm())
 
 
 def rows_of(length: int, rows: Sequence[tuple[int, int, int, int, int]]) -> PassRows:
