@@ -14,8 +14,8 @@ import triton.language as tl
 
 @triton.jit
 def row_numbers(row, start_ptr, valid_ptr, denoise_ptr, partner_ptr):
-    """Where a row stands: start, real tokens, mode, partner (or -1), where its own context and
-    its partner's tokens end."""
+    """Where a row stands: start, real tokens, mode, partner (or -1), and where the context that
+    is in the pool and the partner's tokens end."""
     start = tl.load(start_ptr + row)
     valid = tl.load(valid_ptr + row)
     denoise = tl.load(denoise_ptr + row) != 0

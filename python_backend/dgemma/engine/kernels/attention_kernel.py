@@ -52,6 +52,7 @@ def attend_kernel(
     group = tl.program_id(1) % GROUPS
     split = tl.program_id(1) // GROUPS
     row = tl.program_id(2)
+    slot = tl.load(slot_ptr + row).to(tl.int64)
     start, valid, denoise, partner, context_end, partner_end = row_numbers(
         row, start_ptr, valid_ptr, denoise_ptr, partner_ptr
     )
@@ -87,7 +88,6 @@ def attend_kernel(
         lower = tl.where(denoise, low, start + own - (WINDOW - 1))
         lower_of_all = tl.where(denoise, low, own_end - WINDOW)
 
-    slot = tl.load(slot_ptr + row).to(tl.int64)
     pool_base = (slot * GROUPS + group) * places * DIM
     own_base = (row.to(tl.int64) * LENGTH * GROUPS + group) * DIM
     partner_base = (tl.maximum(partner, 0).to(tl.int64) * LENGTH * GROUPS + group) * DIM

@@ -85,12 +85,8 @@ def test_heads_are_those_of_the_network(kind: str) -> None:
     h = torch.randn(drawn.rows.count, 7, 64)
     products = [attention.q_proj, attention.k_proj, attention.v_proj]
     lines = torch.cat([product(h).flatten(0, 1) for product in products if product], 1)
-    table = torch.tensor(
-        geometry(7, 5, LayerGeometry(kind, 16, 2)).full_rope.inverse_frequencies(16)
-    )
-    if kind == SLIDING:
-        rope = geometry(7, 5, LayerGeometry(kind, 16, 2)).sliding_rope
-        table = torch.tensor(rope.inverse_frequencies(16))
+    layer = LayerGeometry(kind, 16, 2)
+    table = torch.tensor(geometry(7, 5, layer).rope(layer).inverse_frequencies(16))
     got = normed_heads(
         lines,
         attention.q_norm.weight,

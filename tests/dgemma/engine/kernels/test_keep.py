@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from dgemma.engine.base import Row
 from dgemma.engine.device_pools import write_rows
 from dgemma.engine.kernels import attention_reference
 from dgemma.engine.kernels.keep import keep
-from dgemma.geometry import FULL, SLIDING
+from dgemma.geometry import FULL, SLIDING, LayerGeometry
 from tests.dgemma.engine.fake_engine import geometry_of
 from tests.dgemma.engine.kernels.passes import Shape, random_pass, random_rows, tuples_of
 
@@ -27,11 +29,8 @@ def test_tokens_of_encode_rows_go_where_engines_look_for_them(shape: Shape) -> N
     plain = [pool.clone() for pool in pools]
     attention_reference.keep(*fresh, *plain, drawn.rows, window=shape.window)
     engines = [pool.clone() for pool in pools]
-    kind = SLIDING if shape.window else FULL
-    geometry = geometry_of(
-        canvas_length=shape.length, sliding_window=shape.window or 1, layer_types=[kind]
-    )
-    object.__setattr__(geometry.layers[0], "num_key_value_heads", shape.groups)
+    layer = LayerGeometry(SLIDING if shape.window else FULL, shape.dim, shape.groups)
+    geometry = replace(geometry_of(canvas_length=shape.length), layers=(layer,))
     rows = [
         Row(torch.empty(0), slot, start, valid, bool(mode))
         for start, valid, slot, mode, _ in tuples_of(drawn.rows)
