@@ -48,31 +48,36 @@ def attend(
     context: int,
     fp8: bool = False,
 ) -> Lines:
-    """As `attention.attend`; `context` decides nothing."""
-    length, count = rows.length, rows.count
-    by_row = [x.unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v)]  # [R, .., L, d]
-    queries, fresh_k, fresh_v = by_row
+    """As `attention.attend`; the bound of the context decides nothing."""
+    del context
+    queries, fresh_k, fresh_v = (
+        x.unflatten(0, (rows.count, rows.length)).transpose(1, 2) for x in (q, k, v)
+    )  # [R, H or G, L, d]
     listed = numbers(rows)
     mixed = []
     for index, row in enumerate(listed):
+        # Runs of positions, and where their keys and values are.
         before = row if row.partner < 0 else listed[row.partner]
         low = max(0, row.start - window + 1) if window else 0
-        reached = torch.arange(min(low, before.start), before.start)
+        reached = span(min(low, before.start), before.start, q.device)
+        own = span(row.start, row.start + rows.length, q.device)
         held = reached % window if window else reached
-        positions = [reached, row.start + torch.arange(length)]
-        keys = [pool_k[row.slot][:, held], fresh_k[index]]
-        values = [pool_v[row.slot][:, held], fresh_v[index]]
+        positions, keys, values = (
+            [reached],
+            [pool_k[row.slot][:, held]],
+            [pool_v[row.slot][:, held]],
+        )
         if row.partner >= 0:
-            positions.insert(1, before.start + torch.arange(before.valid))
-            keys.insert(1, fresh_k[row.partner, :, : before.valid])
-            values.insert(1, fresh_v[row.partner, :, : before.valid])
-        seen = visible(row, torch.cat(positions), length, window)
+            positions.append(span(before.start, before.start + before.valid, q.device))
+            keys.append(fresh_k[row.partner, :, : before.valid])
+            values.append(fresh_v[row.partner, :, : before.valid])
+        seen = visible(row, own, torch.cat([*positions, own]), window)
         mixed.append(
             F.scaled_dot_product_attention(
                 queries[index],
-                torch.cat(keys, 1),
-                torch.cat(values, 1),
-                # A query without a key is a mean of anything.
+                torch.cat([*keys, fresh_k[index]], 1),
+                torch.cat([*values, fresh_v[index]], 1),
+                # Finite: a query without a key is a mean of anything.
                 attn_mask=torch.where(seen, 0.0, MASKED).to(q.dtype),
                 scale=1.0,
                 enable_gqa=q.shape[1] != k.shape[1],
@@ -82,15 +87,18 @@ def attend(
     return quantized(lines) if fp8 else Lines(lines)
 
 
-def visible(row: RowNumbers, keys: Tensor, length: int, window: int | None) -> Tensor:
-    """Whether each query of a row sees the keys at these positions, `[L, keys]`."""
-    queries = (row.start + torch.arange(length))[:, None]
+def span(start: int, stop: int, device: torch.device) -> Tensor:
+    return torch.arange(start, stop, device=device)
+
+
+def visible(row: RowNumbers, queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
+    """Whether queries of a row see keys, by their positions, `[queries, keys]`."""
     if row.denoise:
         # One rectangle for a canvas: the last W - 1 tokens before it, whatever the query.
         first = row.start - window + 1 if window else 0
-        return (keys >= first).expand(length, -1)
-    seen = keys <= queries
-    return seen & (queries - keys < window) if window else seen
+        return (keys >= first).expand(len(queries), -1)
+    distance = queries[:, None] - keys
+    return (distance >= 0) & (distance < window) if window else distance >= 0
 
 
 def quantized(lines: Tensor) -> Lines:
@@ -102,7 +110,7 @@ def quantized(lines: Tensor) -> Lines:
 
 def rotary_table(rows: PassRows, frequencies: Tensor) -> Tensor:
     """As `heads.rotary_table`."""
-    positions = rows.start[:, None] + torch.arange(rows.length, device=rows.start.device)
+    positions = rows.start[:, None] + span(0, rows.length, rows.start.device)
     angles = positions.flatten()[:, None].float() * frequencies
     return torch.stack([angles.cos(), angles.sin()])
 
@@ -142,7 +150,7 @@ def keep(
     for index, row in enumerate(numbers(rows)):
         if row.denoise:
             continue
-        kept = torch.arange(max(0, row.valid - window) if window else 0, row.valid)
+        kept = span(max(0, row.valid - window) if window else 0, row.valid, k.device)
         held = (row.start + kept) % window if window else row.start + kept
         for fresh, pool in ((k, pool_k), (v, pool_v)):
             pool[row.slot][:, held] = fresh[index * rows.length + kept].transpose(0, 1)
