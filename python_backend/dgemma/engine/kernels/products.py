@@ -1,7 +1,7 @@
-"""What every product of weights and lines does in its inner loop, in each format.
+"""What every product of weights and lines does in its inner loop.
 
-Knows how a tile of weights becomes an operand of the matrix units; knows neither experts nor what
-follows a product.
+Knows how operands meet in the matrix units; knows neither formats, experts nor what follows a
+product.
 
 Weights stand on the left: matrix units take 64 lines or more on that side and as few as 8 on the
 other, and at one canvas an expert has 16 tokens. Accumulators are therefore `[BLOCK_N, BLOCK_M]`,
@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+from dgemma.engine.kernels.weight_tiles import NVFP4_UNIT, weight_tile
 
 
 @triton.jit
@@ -42,11 +44,15 @@ def products(
     other = total
     for start in range(0, K, BLOCK_K):
         lines = _line_tile(x, line, valid, start, K, BLOCK_K)
-        tile = _weight_tile(payload, block_scale, first, row, start, FORMAT, K, BLOCK_K)
+        tile = weight_tile(payload, block_scale, first, row, start, FORMAT, K, BLOCK_N, BLOCK_K)
         total = tl.dot(tile, lines, total)
         if GATED:
-            tile = _weight_tile(payload, block_scale, first, other_row, start, FORMAT, K, BLOCK_K)
+            tile = weight_tile(
+                payload, block_scale, first, other_row, start, FORMAT, K, BLOCK_N, BLOCK_K
+            )
             other = tl.dot(tile, lines, other)
+    if FORMAT == "nvfp4":  # what a tile is too small by
+        total, other = total * NVFP4_UNIT, other * NVFP4_UNIT
     return total, other
 
 
@@ -90,20 +96,3 @@ def _line_tile(x, line, valid, start, K: tl.constexpr, BLOCK_K: tl.constexpr):
     if K % BLOCK_K != 0:
         held = held & (column < K)[:, None]
     return tl.load(x + line[None, :] * K + column[:, None], mask=held, other=0.0)
-
-
-@triton.jit
-def _weight_tile(
-    payload,
-    block_scale,
-    first,
-    row,
-    start,
-    FORMAT: tl.constexpr,
-    K: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    """`[BLOCK_N, BLOCK_K]` in the type of the lines."""
-    column = start + tl.arange(0, BLOCK_K)
-    at = payload + first * K + row[:, None] * K + column[None, :]
-    return tl.load(at, mask=None if K % BLOCK_K == 0 else (column < K)[None, :])

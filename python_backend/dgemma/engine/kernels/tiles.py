@@ -23,7 +23,6 @@ from dgemma.precision import Format
 
 OUTPUTS = 128  # of a weight that one program has: two halves of 64 where a product is gated
 _LINES = (16, 32, 64, 128)
-_COLUMNS = {"bf16": 64, "fp8": 128}  # 128 bytes of a line in each
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,11 @@ def expert_tiles(assignments: int, num_experts: int, chip: Chip) -> Tiles:
 
 
 def columns(format: Format) -> int:
-    """Inputs of a product that one step takes."""
-    return _COLUMNS[format.name]
+    """Inputs of a product that one step takes: 128 bytes of a line.
+
+    More of them in four bits would be unpacked into more registers than there are.
+    """
+    return 128 if format.name == "fp8" else 64
 
 
 @cache

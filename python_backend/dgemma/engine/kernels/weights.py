@@ -11,7 +11,7 @@ from dgemma.engine.kernels.chip import Chip
 from dgemma.engine.kernels.operands import FP8, Lines, Weight
 from dgemma.precision import FORMATS, Format
 
-_SERVED = ("bf16", "fp8")
+_SERVED = ("bf16", "fp8", "int4", "nvfp4")
 _TRITON = {"BF16": "*bf16", "F8_E4M3": "*fp8e4nv", "U8": "*u8", "F32": "*fp32"}
 
 
@@ -20,7 +20,7 @@ def served_formats(chip: Chip, inputs: tuple[int, ...]) -> Iterator[Format]:
     for name in _SERVED:
         format = FORMATS[name]
         whole = all(columns % (format.group_size or 1) == 0 for columns in inputs)
-        if whole and (name != "fp8" or chip.has_fp8):
+        if whole and (name not in ("fp8", "nvfp4") or chip.has_fp8):
             yield format
 
 

@@ -17,7 +17,7 @@ def random_weight(format: str, *shape: int) -> Weight:
         return Weight(FORMATS[format], values.to(torch.bfloat16))
     flat = values.flatten(0, -2)
     rows = encode(FORMATS[format], flat, tensor_scale_of(flat.abs().amax()))
-    whole = {name: rows[name].unflatten(0, shape[:-1]) for name in rows}
+    whole = {name: rows[name].unflatten(0, shape[:-1]).contiguous() for name in rows}
     return Weight(FORMATS[format], whole[""], whole.get(BLOCK_SCALE), whole.get(ROW_SCALE))
 
 

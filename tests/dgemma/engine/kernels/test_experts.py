@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -15,11 +16,18 @@ from dgemma.engine.kernels.operands import Lines, Weight
 from dgemma.engine.kernels.routed import Routed
 from dgemma.engine.kernels.routing_reference import route
 from dgemma.engine.kernels.tiles import expert_tiles
+from tests.dgemma.engine.kernels.bf16_arithmetic import bf16_arithmetic
 from tests.dgemma.engine.kernels.formats import error, lines_for, random_weight
 
 LIMIT = 1e-2
-formats = pytest.mark.parametrize("format", ["bf16", "fp8"])
+formats = pytest.mark.parametrize("format", ["bf16", "fp8", "int4", "nvfp4"])
 Case = tuple[Lines, Weight, Lines, Weight, Routed]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _arithmetic() -> Iterator[None]:
+    with bf16_arithmetic():
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -56,36 +64,38 @@ def _errors(case: Case) -> tuple[float, float]:
     )
 
 
+# Those of four bits need whole groups of inputs.
 SHAPES = [
-    (1, 4, 2, 64, 32),
-    (7, 8, 3, 64, 48),  # experts without a token
-    (21, 2, 1, 80, 40),  # more than one tile of lines, and masks at every edge
-    (12, 5, 2, 192, 128),
+    ("bf16 fp8", 1, 4, 2, 64, 32),
+    ("bf16 fp8 nvfp4", 7, 8, 3, 64, 48),  # experts without a token
+    ("bf16 fp8 nvfp4", 21, 2, 1, 80, 48),  # more than one tile of lines, and masks at every edge
+    ("bf16 fp8", 9, 3, 2, 37, 21),
+    ("int4 nvfp4", 21, 3, 2, 192, 64),
+    ("bf16 fp8 int4 nvfp4", 12, 5, 2, 192, 128),
 ]
+CASES = [(format, *shape) for names, *shape in SHAPES for format in names.split()]
 
 
-@formats
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_equals_plain_torch(format: str, shape: tuple[int, int, int, int, int]) -> None:
-    case = _case(format, *shape)
-    assert max(_errors(case)) < LIMIT
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_equals_plain_torch(case: tuple[str, int, int, int, int, int]) -> None:
+    assert max(_errors(_case(*case))) < LIMIT
 
 
 @formats
 def test_equals_plain_torch_at_the_real_widths(format: str) -> None:
-    assert max(_errors(_case(format, 6, 2, 1, 2816, 704))) < LIMIT
+    assert max(_errors(_case(format, 3, 1, 1, 2816, 704))) < LIMIT
 
 
 @formats
 def test_with_many_lines_of_each_expert(format: str) -> None:
-    case = _case(format, 160, 2, 1, 64, 32)
+    case = _case(format, 160, 2, 1, 64, 64)
     assert expert_tiles(160, 2, Chip.of(90)).lines == 128
     assert max(_errors(case)) < LIMIT
 
 
 @formats
 def test_all_tokens_at_one_expert(format: str) -> None:
-    x, gate_up, inner, down, _ = _case(format, 40, 4, 1, 64, 32)
+    x, gate_up, inner, down, _ = _case(format, 40, 4, 1, 64, 64)
     scores = torch.zeros(40, 4)
     scores[:, 2] = 1
     routed = route(scores, 1, torch.ones(4))
@@ -96,7 +106,7 @@ def test_all_tokens_at_one_expert(format: str) -> None:
 @formats
 def test_a_token_gets_the_same_alone_and_among_others(format: str) -> None:
     """Bit for bit, in tiles of different sizes."""
-    x, gate_up, _, down, _ = _case(format, 90, 4, 2, 96, 40)
+    x, gate_up, _, down, _ = _case(format, 90, 4, 2, 128, 64)
     scores, scale = torch.randn(90, 4), torch.ones(4)
     among, alone = route(scores, 2, scale), route(scores[17:18], 2, scale)
     assert expert_tiles(180, 4, Chip.of(90)) != expert_tiles(2, 4, Chip.of(90))
@@ -116,7 +126,7 @@ def test_a_token_gets_the_same_alone_and_among_others(format: str) -> None:
 @formats
 def test_would_notice_another_experts_weights(format: str) -> None:
     """The limits above are not so wide that anything passes."""
-    x, gate_up, inner, down, routed = _case(format, 12, 4, 2, 64, 32)
+    x, gate_up, inner, down, routed = _case(format, 12, 4, 2, 64, 64)
     shifted = replace(routed, offsets=routed.offsets + (routed.offsets > 0) * (routed.offsets < 24))
     assert shifted.offsets.tolist() != routed.offsets.tolist()
     wanted = experts_reference.gate_up(x, gate_up, routed)
@@ -127,7 +137,7 @@ def test_would_notice_another_experts_weights(format: str) -> None:
 
 
 def test_lines_of_another_format_are_refused() -> None:
-    x, gate_up, _, _, routed = _case("fp8", 4, 2, 1, 64, 32)
+    x, gate_up, _, _, routed = _case("fp8", 4, 2, 1, 64, 64)
     with pytest.raises(ValueError, match="weights in fp8 want e4m3 lines"):
         experts.gate_up(lines_for("bf16", torch.randn(4, 64)), gate_up, routed)
     with pytest.raises(ValueError, match="weights in bf16 want bf16 lines"):
