@@ -148,7 +148,8 @@ def gate_up(x: Lines, weight: Weight, routed: Routed) -> Tensor:
         *(routed.order, routed.offsets, out),
         TOP_K=routed.weights.shape[1],
         **constants,
-        **tiles.launch(),
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
     )
     return out
 
@@ -171,7 +172,8 @@ def down(inner: Lines, weight: Weight, routed: Routed) -> Tensor:
         *(inner.values, inner.scale, weight.payload, weight.block_scale, weight.row_scale),
         *(routed.weights, routed.order, routed.offsets, out),
         **constants,
-        **tiles.launch(),
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
     )
     return out
 
@@ -213,12 +215,14 @@ def variants(geometry: Geometry, chip: Chip) -> Iterator[Variant]:
                 _gate_up,
                 {**values, **scales, **routed},
                 {**absent, **up, "TOP_K": geometry.top_k_experts},
-                **tiles.launch(),
+                num_warps=tiles.num_warps,
+                num_stages=tiles.num_stages,
             )
             yield Variant(
                 f"experts.down {name}",
                 _down,
                 {**values, **scales, "weights": "*fp32", **routed},
                 {**absent, **_constants(format, tiles, experts, hidden, inner, OUTPUTS)},
-                **tiles.launch(),
+                num_warps=tiles.num_warps,
+                num_stages=tiles.num_stages,
             )

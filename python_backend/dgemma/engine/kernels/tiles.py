@@ -23,6 +23,7 @@ from dgemma.precision import Format
 
 OUTPUTS = 128  # of a weight that one program has: two halves of 64 where a product is gated
 _LINES = (16, 32, 64, 128)
+_DENSE_LINES = (64, 128)
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,20 @@ class Tiles:
     def every(cls, chip: Chip) -> Iterator[Tiles]:
         return (cls.of(lines, chip) for lines in _LINES)
 
-    def launch(self) -> dict[str, int]:
-        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+    @classmethod
+    def dense(cls, chip: Chip) -> Iterator[Tiles]:
+        return (cls.of(lines, chip) for lines in _DENSE_LINES)
 
 
 def expert_tiles(assignments: int, num_experts: int, chip: Chip) -> Tiles:
     """Twice an expert's average, so that most need one tile and their weights are read once."""
     wanted = 2 * assignments / num_experts
     return Tiles.of(next((lines for lines in _LINES if lines >= wanted), _LINES[-1]), chip)
+
+
+def dense_tiles(lines: int, chip: Chip) -> Tiles:
+    """Smaller ones for two canvases at most: 2816 outputs then make a program for most of a GPU."""
+    return Tiles.of(_DENSE_LINES[lines > 512], chip)
 
 
 def columns(format: Format) -> int:

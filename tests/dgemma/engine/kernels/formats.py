@@ -1,7 +1,12 @@
-"""Random weights and lines in each format that products take."""
+"""Random weights and lines in each format that products take, and outputs that start poisoned."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
 import torch
 from torch import Tensor
 
@@ -32,3 +37,17 @@ def lines_for(format: str, values: Tensor) -> Lines:
 def error(got: Tensor, wanted: Tensor) -> float:
     """Relative, in the norm; NaN where anything is."""
     return float((got.float() - wanted.float()).norm() / wanted.float().norm())
+
+
+@contextmanager
+def poisoned_outputs() -> Iterator[None]:
+    """What a kernel does not write is not a number."""
+    empty = torch.empty
+
+    def poisoned(*args: Any, **kwargs: Any) -> Tensor:
+        tensor: Tensor = empty(*args, **kwargs)
+        return tensor.fill_(float("nan")) if tensor.dtype == torch.bfloat16 else tensor
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "empty", poisoned)
+        yield
