@@ -34,12 +34,13 @@ def down(inner: Lines, weight: Weight, routed: Routed) -> Tensor:
     order = routed.order.long()
     lines = torch.cat(parts) * routed.weights.flatten()[order, None]
     out = torch.empty_like(lines).index_copy_(0, order, lines)
-    return rounded(out, inner).unflatten(0, tuple(routed.weights.shape))
+    return rounded(out, inner).view(*routed.weights.shape, -1)
 
 
 def _parts(lines: Tensor, routed: Routed) -> tuple[Tensor, ...]:
     """The lines of each expert."""
-    return lines.split(routed.offsets.diff().tolist())
+    parts: tuple[Tensor, ...] = lines.split(routed.offsets.diff().tolist())
+    return parts
 
 
 def _experts(weight: Weight) -> list[Weight]:

@@ -138,7 +138,7 @@ def _constants(
         "K": inputs,
         "BLOCK_M": tiles.lines,
         "BLOCK_N": block_n,
-        "BLOCK_K": columns(format),
+        "BLOCK_K": columns(format, inputs),
     }
 
 

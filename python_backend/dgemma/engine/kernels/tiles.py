@@ -63,12 +63,12 @@ def dense_tiles(lines: int, chip: Chip) -> Tiles:
     return Tiles.of(_DENSE_LINES[lines > 512], chip)
 
 
-def columns(format: Format) -> int:
-    """Inputs of a product that one step takes: 128 bytes of a line.
+def columns(format: Format, inputs: int) -> int:
+    """Of a product's inputs, those that one step takes: 128 bytes of a line, where they fit.
 
     More of them in four bits would be unpacked into more registers than there are.
     """
-    return 128 if format.name == "fp8" else 64
+    return 128 if format.name == "fp8" and inputs % 128 == 0 else 64
 
 
 @cache
