@@ -20,7 +20,7 @@ from dgemma.request import RawRequest
 from dgemma.scheduler.events import Block, Event, Finished
 from dgemma.scheduler.tenancy import Tenant
 from dgemma.tail.draws import Draws, Moment
-from dgemma.tail.statistics import Race
+from dgemma.tail.noise import Race
 from dgemma.tail.tail import Tail
 
 CROWD = 8  # requests of a mix, the watched one included

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from dgemma.tail.noise import INITIAL, RENOISE, SAMPLE, Key, Noise, Words
-from dgemma.tail.statistics import Race
+from dgemma.tail.noise import INITIAL, RENOISE, SAMPLE, Key, Noise, Race, Words
 
 PLANNED, MOST_PLANS = 8, 512  # steps of a plan; plans kept, some kilobytes each
 
@@ -73,7 +72,7 @@ class SeededDraws:
         plans = [self.plan(moment) for moment in moments]
         renoise = together([plan.renoise[i : i + 1] for plan, i in plans])
         words = Words.joined([plan.sample.rows(i, i + 1) for plan, i in plans])
-        return renoise, partial(self.noise.exponential, words)
+        return renoise, Race(self.noise, words)
 
     def plan(self, moment: Moment) -> tuple[Plan, int]:
         """The plan that a step is in, and which of its steps it is."""

@@ -135,6 +135,18 @@ class Noise:
         return exponential(words.positions[..., None], self._tokens(words, first, last)[:, None])
 
 
+@dataclass(frozen=True)
+class Race:
+    """Exponential noise of every position and token, a range of ids at a time."""
+
+    noise: Noise
+    words: Words
+
+    def __call__(self, first: int, last: int) -> Tensor:
+        """Of token ids `first..last-1`, fp32 `[R, L, t]`."""
+        return self.noise.exponential(self.words, first, last)
+
+
 def exponential(positions: Tensor, tokens: Tensor) -> Tensor:
     """Exponential noise `[R, L, t]` of mixed words: positions `[R, L, 1]` and ids `[R, 1, t]`."""
     # Both are mixed already; two products and a shift make their combination random.

@@ -8,17 +8,15 @@ Shapes: R rows, L canvas length, D hidden size, V vocabulary, t a tile of it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from dgemma.tail.noise import Race
 from dgemma.template import FREE
 
 TILE = 8192
-
-Race = Callable[[int, int], Tensor]  # (first, last) -> exponential noise, fp32 [R, L, t]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Shapes: R rows, L canvas length, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -18,7 +18,8 @@ from torch import Tensor
 from dgemma.sampling import Sampling
 from dgemma.tail.acceptance import accept, converged, mean_entropy, temperature
 from dgemma.tail.draws import Draws, Moment, together
-from dgemma.tail.statistics import TILE, Head, Race, Statistics, statistics
+from dgemma.tail.noise import Race
+from dgemma.tail.statistics import Head, Statistics, statistics
 from dgemma.template import FREE
 
 PROVISIONAL, ACCEPTED, PINNED = range(3)
@@ -69,13 +70,21 @@ class Denoiser(Protocol):
     def step(self, hidden: Tensor, rows: Sequence[tuple[Canvas, Sampling]]) -> None: ...
 
 
+class Sweep(Protocol):
+    """What looks at the whole vocabulary, as `statistics` does."""
+
+    def __call__(
+        self, head: Head, hidden: Tensor, temperature: Tensor, race: Race, /
+    ) -> Statistics: ...
+
+
 @dataclass(frozen=True)
 class Tail:
     """Denoise steps for the rows of a pass, each under its own request's settings."""
 
     head: Head
     draws: Draws
-    tile: int = field(default=TILE)
+    sweep: Sweep = statistics
 
     def begin(self, block: int, sampling: Sampling, pinned: Tensor | None) -> Canvas:
         """A fresh canvas of uniform tokens, with the pinned ones in place."""
@@ -110,9 +119,9 @@ class Tail:
     def _statistics(
         self, hidden: Tensor, warmth: Tensor, moments: Sequence[Moment], race: Race | None
     ) -> Statistics:
-        view = statistics(self.head, hidden, warmth, race, self.tile)
         if race is not None:
-            return view
+            return self.sweep(self.head, hidden, warmth, race)
+        view = statistics(self.head, hidden, warmth, None)
         sampled = self.draws.invert(moments, self.head.probabilities(hidden, warmth))
         return replace(view, sampled=sampled)
 

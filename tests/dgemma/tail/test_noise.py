@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dgemma.tail.draws import Moment, SeededDraws
-from dgemma.tail.noise import FEW_TOKENS, INITIAL, RENOISE, SAMPLE, Key, Noise, Words, mix
-from dgemma.tail.statistics import Race
+from dgemma.tail.noise import FEW_TOKENS, INITIAL, RENOISE, SAMPLE, Key, Noise, Race, Words, mix
 
 PINNED_INITIAL = [85, 274, 54, 0, 178, 146, 176, 19]
 PINNED_RENOISE = [175, 67, 164, 150, 258, 3, 106, 64]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,14 +10,14 @@ from torch import Tensor
 
 from dgemma.sampling import Sampling
 from dgemma.tail.draws import Moment, SeededDraws, TapeDraws
-from dgemma.tail.statistics import Head
+from dgemma.tail.statistics import Head, statistics
 from dgemma.tail.tail import ACCEPTED, PINNED, PROVISIONAL, Canvas, Tail
 from dgemma.template import FREE
 from tests.dgemma.scheduler.requests import SAMPLING
 
 L, V = 8, 40
 HEAD = Head(torch.eye(V), 30.0)  # hidden states are logits, but for the soft-cap
-TAIL = Tail(HEAD, SeededDraws(L, V), tile=16)
+TAIL = Tail(HEAD, SeededDraws(L, V), partial(statistics, tile=16))
 
 
 def settings(**overrides: Any) -> Sampling:

@@ -1,0 +1,242 @@
+"""`dgemma.tail.statistics` as kernels: the same statistics, and logits never leave a program.
+
+Knows chunks, tiles and scratch; knows nothing of acceptance, pinned tokens or stopping.
+`dgemma.tail.statistics.statistics` is the reference; it rounds logits to the dtype of the hidden
+states, these kernels keep them in fp32.
+Shapes: R rows, L canvas length, M = R * L lines, D hidden size, V vocabulary.
+
+At V = 262144 and D = 2816 one canvas is two products of 378 GFLOP, 0.38 ms each at 990 TFLOPS, and
+both read the embedding, 2.95 GB or 0.61 ms at 4.8 TB/s: matrix units bound it from the first canvas
+on, so lines stand 128 to a tile. Scratch is a chunk of weights, 32 MiB a canvas, and sums of 17 MiB
+that each chunk reads and writes; both are the same whatever the number of lines, as is the order in
+which a line is summed up.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from dgemma.engine.kernels import tail_kernels as kernels
+from dgemma.engine.kernels.chip import Chip
+from dgemma.engine.kernels.variant import Variant
+from dgemma.geometry import Geometry
+from dgemma.tail.noise import Race
+from dgemma.tail.statistics import Head, Statistics
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """How the vocabulary is cut, and how products are launched."""
+
+    chunk: int = 65536  # ids whose weights are held at a time
+    splits: int = 6  # of a chunk, for the mean: one canvas gives every multiprocessor a program
+    lines: int = 128
+    ids: int = 256
+    columns: int = 256  # of the mean
+    depth: int = 64  # what a product takes at a time
+    num_warps: int = 8
+    num_stages: int = 4
+
+    @classmethod
+    def of(cls, chip: Chip) -> Tiles:
+        if chip.has_wide_mma:
+            return cls()
+        return cls(32768, splits=3, ids=128, columns=128, depth=32)
+
+    def launch(self) -> dict[str, int]:
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+def statistics(
+    head: Head, hidden: Tensor, temperature: Tensor, race: Race, tiles: Tiles | None = None
+) -> Statistics:
+    """Sweep the vocabulary once, in chunks.
+
+    `hidden [R, L, D]` in the embedding's dtype, `temperature` fp32 `[R, 1, 1]`.
+    """
+    if hidden.dtype != head.embedding.dtype:
+        raise ValueError(
+            f"hidden states of {hidden.dtype} do not meet an embedding of {head.embedding.dtype}; "
+            "convert one of them"
+        )
+    tiles = tiles or _tiles_at(hidden.device)
+    rows, length, width = hidden.shape
+    vocab, lines = len(head.embedding), rows * length
+    scratch = _Scratch.of(lines, width, vocab, hidden, tiles)
+    seen, sums, weights = scratch.seen, scratch.sums, scratch.weights
+    hidden, embedding = hidden.contiguous(), head.embedding.contiguous()
+    warmth, words = temperature.contiguous(), race.words
+    positions, high = words.positions.contiguous(), words.high.contiguous()
+    line_tiles = rows * triton.cdiv(length, tiles.lines)
+    for chunk, first in enumerate(range(0, vocab, tiles.chunk)):
+        ids = min(tiles.chunk, vocab - first)
+        before, after = scratch.references[chunk], scratch.references[chunk + 1]
+        grid = (line_tiles, triton.cdiv(ids, tiles.ids))
+        kernels.head[grid](
+            *(hidden, embedding, warmth, positions, high, weights, before, after),
+            *(scratch.tile_reference, *seen, first // tiles.ids),
+            **_head_constants(vocab, length, width, head.softcap, tiles),
+            **tiles.launch(),
+        )
+        kernels.align[grid](
+            *(weights, after, scratch.tile_reference), **_align_constants(length, tiles)
+        )
+        kernels.mix[(triton.cdiv(width, tiles.columns), line_tiles, tiles.splits)](
+            *(weights, embedding, before, after, sums, first, ids),
+            **_mix_constants(vocab, length, width, tiles),
+            **tiles.launch(),
+        )
+    view = Statistics(
+        hidden.new_empty(rows, length, dtype=torch.int64),
+        hidden.new_empty(rows, length, dtype=torch.int64),
+        hidden.new_empty(rows, length, dtype=torch.float32),
+        torch.empty_like(hidden),
+    )
+    kernels.finish[(lines,)](
+        *(*seen, scratch.references[-1], sums, view.argmax, view.sampled, view.entropy, view.soft),
+        **_finish_constants(vocab, width, tiles),
+    )
+    return view
+
+
+@dataclass(frozen=True)
+class _Scratch:
+    """What kernels tell one another."""
+
+    weights: Tensor  # [M, chunk], in the embedding's dtype
+    references: Tensor  # int32 [chunks + 1, M]
+    tile_reference: Tensor  # int32 [tiles of a chunk, M]
+    seen: tuple[Tensor, ...]  # of each tile `[M, tiles]`: four in fp32, two in int32
+    sums: Tensor  # fp32 [splits, M, D]
+
+    @classmethod
+    def of(cls, lines: int, width: int, vocab: int, like: Tensor, tiles: Tiles) -> _Scratch:
+        parts, chunks = triton.cdiv(vocab, tiles.ids), triton.cdiv(vocab, tiles.chunk)
+        dtypes = 4 * [torch.float32] + 2 * [torch.int32]
+        return cls(
+            like.new_empty(lines, tiles.chunk),
+            like.new_full((chunks + 1, lines), kernels.LOWEST.value, dtype=torch.int32),
+            like.new_empty(tiles.chunk // tiles.ids, lines, dtype=torch.int32),
+            tuple(like.new_empty(lines, parts, dtype=dtype) for dtype in dtypes),
+            like.new_empty(tiles.splits, lines, width, dtype=torch.float32),
+        )
+
+
+def variants(geometry: Geometry, chip: Chip) -> Iterator[Variant]:
+    """What a tail over this geometry's vocabulary launches."""
+    tiles = Tiles.of(chip)
+    vocab, length, width = geometry.vocab_size, geometry.canvas_length, geometry.hidden_size
+    softcap = geometry.final_logit_softcapping
+    for name, kernel, types, constants in (
+        ("head", kernels.head, _HEAD, _head_constants(vocab, length, width, softcap, tiles)),
+        ("mix", kernels.mix, _MIX, _mix_constants(vocab, length, width, tiles)),
+    ):
+        yield Variant(f"tail.{name}", kernel, types, constants, **tiles.launch())
+    for name, kernel, types, constants in (
+        ("align", kernels.align, _ALIGN, _align_constants(length, tiles)),
+        ("finish", kernels.finish, _FINISH, _finish_constants(vocab, width, tiles)),
+    ):
+        yield Variant(f"tail.{name}", kernel, types, constants, hot=False)
+
+
+_SEEN = {
+    **dict.fromkeys(("top", "mass", "weighted", "arrival"), "*fp32"),
+    **dict.fromkeys(("argmax", "winner"), "*i32"),
+}
+_HEAD = {
+    "hidden": "*bf16",
+    "embedding": "*bf16",
+    "temperature": "*fp32",
+    "positions": "*i32",
+    "high": "*i32",
+    "weights": "*bf16",
+    **dict.fromkeys(("before", "after", "tile_reference"), "*i32"),
+    **_SEEN,
+    "first_tile": "i32",
+}
+_ALIGN = {"weights": "*bf16", "after": "*i32", "tile_reference": "*i32"}
+_MIX = {
+    "weights": "*bf16",
+    "embedding": "*bf16",
+    "before": "*i32",
+    "after": "*i32",
+    "sums": "*fp32",
+    "first": "i32",
+    "ids": "i32",
+}
+_FINISH = {
+    **_SEEN,
+    "reference": "*i32",
+    "sums": "*fp32",
+    "argmax_out": "*i64",
+    "sampled_out": "*i64",
+    "entropy_out": "*fp32",
+    "soft_out": "*bf16",
+}
+
+
+def _head_constants(
+    vocab: int, length: int, width: int, softcap: float, tiles: Tiles
+) -> dict[str, Any]:
+    return {
+        "VOCAB": vocab,
+        "LENGTH": length,
+        "WIDTH": width,
+        "SOFTCAP": softcap,
+        "CHUNK": tiles.chunk,
+        "TILES": triton.cdiv(vocab, tiles.ids),
+        "BLOCK_M": tiles.lines,
+        "BLOCK_V": tiles.ids,
+        "BLOCK_K": tiles.depth,
+    }
+
+
+def _align_constants(length: int, tiles: Tiles) -> dict[str, Any]:
+    return {
+        "LENGTH": length,
+        "CHUNK": tiles.chunk,
+        "BLOCK_M": tiles.lines,
+        "BLOCK_V": tiles.ids,
+    }
+
+
+def _mix_constants(vocab: int, length: int, width: int, tiles: Tiles) -> dict[str, Any]:
+    return {
+        "VOCAB": vocab,
+        "LENGTH": length,
+        "WIDTH": width,
+        "CHUNK": tiles.chunk,
+        "SPLITS": tiles.splits,
+        "BLOCK_M": tiles.lines,
+        "BLOCK_D": tiles.columns,
+        "BLOCK_K": tiles.depth,
+    }
+
+
+def _finish_constants(vocab: int, width: int, tiles: Tiles) -> dict[str, Any]:
+    parts = triton.cdiv(vocab, tiles.ids)
+    return {
+        "ROOT": math.sqrt(width),
+        "WIDTH": width,
+        "TILES": parts,
+        "SPLITS": tiles.splits,
+        "WIDTH_PADDED": triton.next_power_of_2(width),
+        "TILES_PADDED": triton.next_power_of_2(parts),
+    }
+
+
+@cache
+def _tiles_at(device: torch.device) -> Tiles:
+    """ConfigurationError where the device's compute capability has no kernels."""
+    if device.type != "cuda":
+        return Tiles.of(Chip.of(90))  # interpreted: laid out as for this one
+    major, minor = torch.cuda.get_device_capability(device)
+    return Tiles.of(Chip.of(10 * major + minor))
