@@ -35,6 +35,7 @@ from dgemma.simulated.simulation import Simulation
 from dgemma.tail.compiled import CompiledTail
 from dgemma.tail.draws import SeededDraws
 from dgemma.tail.statistics import Head
+from dgemma.tail.sweep import sweep_for
 from dgemma.tail.tail import Tail
 
 logger = logging.getLogger(__name__)
@@ -176,7 +177,7 @@ def _open_tail(directory: Path, engine: Engine, geometry: Geometry) -> Tail:
     draws = SeededDraws(geometry.canvas_length, geometry.vocab_size, embedding.device)
     if Manifest.read(directory).tail:
         return CompiledTail.load(head, draws, directory, geometry)
-    return Tail(head, draws)
+    return Tail(head, draws, sweep_for(embedding))
 
 
 def image_tokens(checkpoint: Path) -> frozenset[int]:

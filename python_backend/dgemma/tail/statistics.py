@@ -68,7 +68,8 @@ def statistics(
     for first in range(0, size, tile):
         last = min(first + tile, size)
         z = head.scores(hidden, temperature, first, last)
-        part = _Sums.of(z, first, head.embedding[first:last], race and race(first, last))
+        noise = None if race is None else race(first, last)
+        part = _Sums.of(z, first, head.embedding[first:last], noise)
         sums = part if sums is None else sums.joined(part)
     assert sums is not None, "a vocabulary has at least one token"
     entropy = sums.mass.log().sub_(sums.weighted.div_(sums.mass))

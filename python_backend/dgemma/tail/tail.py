@@ -20,6 +20,7 @@ from dgemma.tail.acceptance import accept, converged, mean_entropy, temperature
 from dgemma.tail.draws import Draws, Moment, together
 from dgemma.tail.noise import Race
 from dgemma.tail.statistics import Head, Statistics, statistics
+from dgemma.tail.sweep import Sweep
 from dgemma.template import FREE
 
 PROVISIONAL, ACCEPTED, PINNED = range(3)
@@ -68,14 +69,6 @@ class Denoiser(Protocol):
 
     def begin(self, block: int, sampling: Sampling, pinned: Tensor | None) -> Canvas: ...
     def step(self, hidden: Tensor, rows: Sequence[tuple[Canvas, Sampling]]) -> None: ...
-
-
-class Sweep(Protocol):
-    """What looks at the whole vocabulary, as `statistics` does."""
-
-    def __call__(
-        self, head: Head, hidden: Tensor, temperature: Tensor, race: Race, /
-    ) -> Statistics: ...
 
 
 @dataclass(frozen=True)

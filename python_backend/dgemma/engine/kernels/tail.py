@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -39,8 +39,8 @@ class Tiles:
     chunk: int = 65536  # ids whose weights are held at a time
     splits: int = 6  # of a chunk, for the mean: one canvas gives every multiprocessor a program
     lines: int = 128
-    ids: int = 256
-    columns: int = 256  # of the mean
+    ids: int = 128  # of which a program has two tiles
+    columns: int = 128  # of the mean, likewise
     depth: int = 64  # what a product takes at a time
     num_warps: int = 8
     num_stages: int = 4
@@ -49,7 +49,7 @@ class Tiles:
     def of(cls, chip: Chip) -> Tiles:
         if chip.has_wide_mma:
             return cls()
-        return cls(32768, splits=3, ids=128, columns=128, depth=32)
+        return cls(32768, splits=3, ids=64, columns=64, depth=32)
 
     def launch(self) -> dict[str, int]:
         return {"num_warps": self.num_warps, "num_stages": self.num_stages}
@@ -67,7 +67,7 @@ def statistics(
             f"hidden states of {hidden.dtype} do not meet an embedding of {head.embedding.dtype}; "
             "convert one of them"
         )
-    tiles = tiles or _tiles_at(hidden.device)
+    tiles = tiles or tiles_at(hidden.device)
     rows, length, width = hidden.shape
     vocab, lines = len(head.embedding), rows * length
     scratch = _Scratch.of(lines, width, vocab, hidden, tiles)
@@ -79,17 +79,17 @@ def statistics(
     for chunk, first in enumerate(range(0, vocab, tiles.chunk)):
         ids = min(tiles.chunk, vocab - first)
         before, after = scratch.references[chunk], scratch.references[chunk + 1]
-        grid = (line_tiles, triton.cdiv(ids, tiles.ids))
-        kernels.head[grid](
+        id_tiles = triton.cdiv(ids, tiles.ids)
+        kernels.head[(line_tiles, triton.cdiv(id_tiles, 2))](
             *(hidden, embedding, warmth, positions, high, weights, before, after),
             *(scratch.tile_reference, *seen, first // tiles.ids),
             **_head_constants(vocab, length, width, head.softcap, tiles),
             **tiles.launch(),
         )
-        kernels.align[grid](
+        kernels.align[(line_tiles, id_tiles)](
             *(weights, after, scratch.tile_reference), **_align_constants(length, tiles)
         )
-        kernels.mix[(triton.cdiv(width, tiles.columns), line_tiles, tiles.splits)](
+        kernels.mix[(triton.cdiv(width, 2 * tiles.columns), line_tiles, tiles.splits)](
             *(weights, embedding, before, after, sums, first, ids),
             **_mix_constants(vocab, length, width, tiles),
             **tiles.launch(),
@@ -135,16 +135,14 @@ def variants(geometry: Geometry, chip: Chip) -> Iterator[Variant]:
     tiles = Tiles.of(chip)
     vocab, length, width = geometry.vocab_size, geometry.canvas_length, geometry.hidden_size
     softcap = geometry.final_logit_softcapping
-    for name, kernel, types, constants in (
-        ("head", kernels.head, _HEAD, _head_constants(vocab, length, width, softcap, tiles)),
-        ("mix", kernels.mix, _MIX, _mix_constants(vocab, length, width, tiles)),
-    ):
-        yield Variant(f"tail.{name}", kernel, types, constants, **tiles.launch())
-    for name, kernel, types, constants in (
-        ("align", kernels.align, _ALIGN, _align_constants(length, tiles)),
-        ("finish", kernels.finish, _FINISH, _finish_constants(vocab, width, tiles)),
-    ):
-        yield Variant(f"tail.{name}", kernel, types, constants, hot=False)
+    products = partial(Variant, num_warps=tiles.num_warps, num_stages=tiles.num_stages)
+    others = partial(Variant, hot=False)
+    constants = _head_constants(vocab, length, width, softcap, tiles)
+    yield products("tail.head", kernels.head, _HEAD, constants)
+    constants = _mix_constants(vocab, length, width, tiles)
+    yield products("tail.mix", kernels.mix, _MIX, constants)
+    yield others("tail.align", kernels.align, _ALIGN, _align_constants(length, tiles))
+    yield others("tail.finish", kernels.finish, _FINISH, _finish_constants(vocab, width, tiles))
 
 
 _SEEN = {
@@ -234,8 +232,8 @@ def _finish_constants(vocab: int, width: int, tiles: Tiles) -> dict[str, Any]:
 
 
 @cache
-def _tiles_at(device: torch.device) -> Tiles:
-    """ConfigurationError where the device's compute capability has no kernels."""
+def tiles_at(device: torch.device) -> Tiles:
+    """The device's; ConfigurationError where its compute capability has no kernels."""
     if device.type != "cuda":
         return Tiles.of(Chip.of(90))  # interpreted: laid out as for this one
     major, minor = torch.cuda.get_device_capability(device)

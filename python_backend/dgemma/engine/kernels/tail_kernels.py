@@ -53,65 +53,75 @@ def head(
     BLOCK_V: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Scores of a tile of ids, and what is to be known of them."""
+    """Scores of two tiles of ids, and what is to be known of each.
+
+    Two, because a product wants more ids at a time than the registers have room to look at.
+    """
     row, line, valid = _lines(tl.program_id(0), LENGTH, BLOCK_M)
-    place = tl.program_id(1)  # within the chunk
+    place = tl.program_id(1) * 2  # within the chunk
     tile = first_tile + place
+    lower = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
+    upper = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     of_tile = tl.arange(0, BLOCK_V)
-    token = tile * BLOCK_V + of_tile
-    held = valid[:, None]
-    logits = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
-    near = tl.minimum(of_tile, VOCAB - 1 - tile * BLOCK_V)
-    rows_at = hidden + line[:, None] * WIDTH
-    ids_at = embedding + (tile * BLOCK_V).to(tl.int64) * WIDTH + near[None, :] * WIDTH
+    left = VOCAB - 1 - tile * BLOCK_V
+    lower_at = tl.minimum(of_tile, left)[None, :] * WIDTH
+    upper_at = tl.minimum(of_tile + BLOCK_V, left)[None, :] * WIDTH
+    hidden += line[:, None] * WIDTH
+    embedding += (tile * BLOCK_V).to(tl.int64) * WIDTH
     for start in range(0, WIDTH, BLOCK_K):
         column = start + tl.arange(0, BLOCK_K)
         if WIDTH % BLOCK_K == 0 and LENGTH % BLOCK_M == 0:
-            x = tl.load(rows_at + column[None, :])
+            x = tl.load(hidden + column[None, :])
         else:
-            x = tl.load(rows_at + column[None, :], held & (column < WIDTH)[None, :], 0.0)
-        if WIDTH % BLOCK_K == 0:
-            e = tl.load(ids_at + column[:, None])
-        else:
-            e = tl.load(ids_at + column[:, None], (column < WIDTH)[:, None], 0.0)
-        logits = tl.dot(x, e, logits, input_precision="ieee")
-
-    # cap * (tanh(x / cap) + 1) / temperature
-    most = 2 * SOFTCAP * LOG2_E / tl.load(temperature + row)
-    score = most / (1 + tl.exp2(logits * (-2 * LOG2_E / SOFTCAP)))
-    if VOCAB % BLOCK_V != 0:
-        score = tl.where((token < VOCAB)[None, :], score, NEVER)
-    highest = tl.max(score, 1)
-    found = tl.min(tl.where(score == highest[:, None], token[None, :], NO_ID), 1)
-    # Relative to the highest, the top token adds nothing to `weighted`: small entropies stay exact.
-    shift = score - highest[:, None]
-    weight = tl.exp2(shift)
-
-    at = line.to(tl.int64) * TILES + tile
-    tl.store(top + at, highest, valid)
-    tl.store(argmax + at, found, valid)
-    tl.store(mass + at, tl.sum(weight, 1), valid)
-    tl.store(weighted + at, tl.sum(weight * shift, 1) * LN_2, valid)
+            x = tl.load(hidden + column[None, :], valid[:, None] & (column < WIDTH)[None, :], 0.0)
+        e = _columns(embedding + lower_at, column, WIDTH, BLOCK_K)
+        lower = tl.dot(x, e, lower, input_precision="ieee")
+        e = _columns(embedding + upper_at, column, WIDTH, BLOCK_K)
+        upper = tl.dot(x, e, upper, input_precision="ieee")
 
     earlier = tl.load(before + line, valid, LOWEST)
-    own = tl.ceil(highest).to(tl.int32)
-    reference = tl.where(own > earlier + SLACK, own, earlier)
-    tl.store(tile_reference + place * (tl.num_programs(0) // _row_tiles(LENGTH, BLOCK_M)) * LENGTH
-             + line, reference, valid)  # fmt: skip
-    # A maximum is the same in any order.
-    tl.atomic_max(after + line, reference, valid & ((reference > earlier) | (place == 0)))
-    lift = tl.exp2(highest - reference.to(tl.float32))
-    out = weights + line.to(tl.int64)[:, None] * CHUNK + (place * BLOCK_V + of_tile)[None, :]
-    tl.store(out, (weight * lift[:, None]).to(weights.dtype.element_ty), held)
+    most = 2 * SOFTCAP * LOG2_E / tl.load(temperature + row)
+    key = tl.load(high + row).to(tl.uint32, bitcast=True)
+    words = tl.load(positions + line, valid, 0).to(tl.uint32, bitcast=True)
+    lines = tl.num_programs(0) // _row_tiles(LENGTH, BLOCK_M) * LENGTH
+    for half in tl.static_range(2):
+        kept = valid & (tile + half < TILES)
+        of_line = line.to(tl.int64) * TILES + tile + half
+        token = (tile + half) * BLOCK_V + of_tile
+        logits = lower if half == 0 else upper
+        # cap * (tanh(x / cap) + 1) / temperature
+        score = most / (1 + tl.exp2(logits * (-2 * LOG2_E / SOFTCAP)))
+        if VOCAB % BLOCK_V != 0:
+            score = tl.where((token < VOCAB)[None, :], score, NEVER)
+        highest = tl.max(score, 1)
+        found = tl.min(tl.where(score == highest[:, None], token[None, :], NO_ID), 1)
+        tl.store(top + of_line, highest, kept)
+        tl.store(argmax + of_line, found, kept)
+        # Relative to the highest, the top token adds nothing to `weighted`: small entropies stay
+        # exact.
+        shift = score - highest[:, None]
+        weight = tl.exp2(shift)
+        tl.store(mass + of_line, tl.sum(weight, 1), kept)
+        tl.store(weighted + of_line, tl.sum(weight * shift, 1) * LN_2, kept)
 
-    # The exponential race: who arrives first, at noise / weight.
-    words = _mix(token.to(tl.uint32) * _TOKEN + tl.load(high + row).to(tl.uint32, bitcast=True))
-    mixed = tl.load(positions + line, valid, 0).to(tl.uint32, bitcast=True)
-    time = _noise(mixed[:, None] ^ words[None, :]) * tl.exp2(-shift)
-    earliest = tl.min(time, 1)
-    first = tl.min(tl.where(time == earliest[:, None], token[None, :], NO_ID), 1)
-    tl.store(arrival + at, earliest, valid)
-    tl.store(winner + at, first, valid)
+        own = tl.ceil(highest).to(tl.int32)
+        reference = tl.where(own > earlier + SLACK, own, earlier)
+        tl.store(tile_reference + (place + half) * lines + line, reference, kept)
+        # A maximum is the same in any order.
+        new = (reference > earlier) | (place + half == 0)
+        tl.atomic_max(after + line, reference, kept & new)
+        lift = tl.exp2(highest - reference.to(tl.float32))
+        out = weights + line.to(tl.int64)[:, None] * CHUNK + (place + half) * BLOCK_V
+        weight = (weight * lift[:, None]).to(weights.dtype.element_ty)
+        tl.store(out + of_tile[None, :], weight, kept[:, None])
+
+        # The exponential race: who arrives first, at noise / weight.
+        tokens = _mix(token.to(tl.uint32) * _TOKEN + key)
+        time = _noise(words[:, None] ^ tokens[None, :]) * tl.exp2(-shift)
+        earliest = tl.min(time, 1)
+        first = tl.min(tl.where(time == earliest[:, None], token[None, :], NO_ID), 1)
+        tl.store(arrival + of_line, earliest, kept)
+        tl.store(winner + of_line, first, kept)
 
 
 @triton.jit
@@ -156,38 +166,47 @@ def mix(
     BLOCK_D: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Adds the embeddings of one split of a chunk, times their weights."""
+    """Adds two blocks of columns of a split's embeddings, times their weights."""
     _, line, valid = _lines(tl.program_id(1), LENGTH, BLOCK_M)
     split = tl.program_id(2)
-    column = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    column = tl.program_id(0) * (2 * BLOCK_D) + tl.arange(0, BLOCK_D)
     lines = tl.num_programs(1) // _row_tiles(LENGTH, BLOCK_M) * LENGTH
-    at = sums + (split * lines + line).to(tl.int64)[:, None] * WIDTH + column[None, :]
-    kept = valid[:, None]
-    if WIDTH % BLOCK_D != 0:
-        kept = kept & (column < WIDTH)[None, :]
-    fall = (tl.load(before + line, valid, 0) - tl.load(after + line, valid, 0)).to(tl.float32)
-    total = tl.load(at, kept & (first > 0), 0.0) * tl.exp2(fall)[:, None]
-
-    near = tl.minimum(column, WIDTH - 1)
+    left = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    right = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     steps: tl.constexpr = CHUNK // BLOCK_K
     begin = split * steps // SPLITS * BLOCK_K
     end = tl.minimum((split + 1) * steps // SPLITS * BLOCK_K, ids)
     token = tl.arange(0, BLOCK_K)
     weights_at = weights + line.to(tl.int64)[:, None] * CHUNK + token[None, :]
-    ids_at = embedding + first.to(tl.int64) * WIDTH + token[:, None] * WIDTH + near[None, :]
+    embedding += first.to(tl.int64) * WIDTH + token[:, None] * WIDTH + column[None, :]
     for start in range(begin, end, BLOCK_K):
         if LENGTH % BLOCK_M == 0:
             w = tl.load(weights_at + start)
         else:
             w = tl.load(weights_at + start, valid[:, None], 0.0)
-        if VOCAB % BLOCK_K == 0:
-            e = tl.load(ids_at + start * WIDTH)
+        if VOCAB % BLOCK_K == 0 and WIDTH % (2 * BLOCK_D) == 0:
+            left_rows = tl.load(embedding + start * WIDTH)
+            right_rows = tl.load(embedding + start * WIDTH + BLOCK_D)
         else:
             real = token < ids - start
             w = tl.where(real[None, :], w, 0.0)
-            e = tl.load(ids_at + start * WIDTH, real[:, None], 0.0)
-        total = tl.dot(w, e, total, input_precision="ieee")
-    tl.store(at, total, kept)
+            held = real[:, None] & (column < WIDTH)[None, :]
+            left_rows = tl.load(embedding + start * WIDTH, held, 0.0)
+            held = real[:, None] & (column < WIDTH - BLOCK_D)[None, :]
+            right_rows = tl.load(embedding + start * WIDTH + BLOCK_D, held, 0.0)
+        left = tl.dot(w, left_rows, left, input_precision="ieee")
+        right = tl.dot(w, right_rows, right, input_precision="ieee")
+
+    fall = tl.load(before + line, valid, 0) - tl.load(after + line, valid, 0)
+    keep = tl.exp2(fall.to(tl.float32))[:, None]
+    sums += (split * lines + line).to(tl.int64)[:, None] * WIDTH
+    for half in tl.static_range(2):
+        own = column + half * BLOCK_D
+        kept = valid[:, None] & (own < WIDTH)[None, :]
+        # What stands there before the first chunk is nothing, and may be NaN.
+        total = tl.load(sums + own[None, :], kept & (first > 0), 0.0) * keep
+        total += left if half == 0 else right
+        tl.store(sums + own[None, :], total, kept)
 
 
 @triton.jit
@@ -243,6 +262,16 @@ def finish(
     soft = soft * (ROOT / (total * lift))
     out = soft_out + line.to(tl.int64) * WIDTH + column
     tl.store(out, soft.to(soft_out.dtype.element_ty), inside)
+
+
+@triton.jit
+def _columns(rows, column, WIDTH: tl.constexpr, BLOCK_K: tl.constexpr):
+    """`[BLOCK_K, ids]` of an embedding's rows; zero beyond its width."""
+    if WIDTH % BLOCK_K == 0:
+        tile = tl.load(rows + column[:, None])
+    else:
+        tile = tl.load(rows + column[:, None], (column < WIDTH)[:, None], 0.0)
+    return tile
 
 
 @triton.jit
