@@ -178,11 +178,14 @@ def test_the_real_width_and_tiles() -> None:
     assert_alike(got, in_fp32(head, hidden, warmth, race))
 
 
-def test_other_dtypes_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"float32 do not meet an embedding of torch\.bfloat16"):
-        tail.statistics(
-            Head(normal(1, 9, 16), CAP), torch.ones(1, 1, 16), temperatures(1), race_of(1, 1, 9)
-        )
+def test_states_of_another_dtype_are_rounded_and_keep_it() -> None:
+    head, hidden = Head(normal(1, 40, 16), CAP), normal(2, 1, 4, 16)
+    race, warmth = race_of(1, 4, 40), temperatures(0.6)
+    got = tail.statistics(head, hidden.float() * (1 + 2**-12), warmth, race, SMALL)
+    rounded = tail.statistics(head, hidden, warmth, race, SMALL)
+    assert got.soft.dtype == torch.float32
+    assert torch.equal(got.soft.bfloat16(), rounded.soft)
+    assert torch.equal(got.entropy, rounded.entropy)
 
 
 # In a tail
