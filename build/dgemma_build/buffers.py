@@ -1,6 +1,7 @@
 """Every buffer that serving takes on a device, by name.
 
 Knows what the graph, the tail and the runtime hold, and when; knows neither GPUs nor what fits.
+Where kernels run in place of a plan, what they take is counted beside it, in `kernel_buffers`.
 What lives only in one part of a layer shares its memory with the other parts: of these the largest
 counts. Where a compiler decides, this follows what tensorrt-rtx 1.7 reports of the graph that
 `dgemma_build.gpu` prepares ("Max Scratch Memory"): attention is fused for heads up to 256, and for
@@ -22,6 +23,7 @@ from dgemma.geometry import LayerGeometry
 from dgemma.roofline.sizes import Model, kv_bytes
 from dgemma.tail.statistics import TILE
 from dgemma_build.envelope import Envelope
+from dgemma_build.kernel_buffers import kernel_buffers
 
 # Allowances, not measured on a card: what a process holds before it computes anything (context,
 # kernels, handles of torch and TensorRT), loaded code, and room for the kernels' own partial sums.
@@ -57,8 +59,11 @@ def scratch(buffers: list[Buffer]) -> int:
     return phases.pop(PASS, 0) + max(phases.values(), default=0)
 
 
-def buffers(model: Model, envelope: Envelope, on_gpu: bool = True) -> list[Buffer]:
-    """All of them, in the order in which a table shows them."""
+def buffers(model: Model, envelope: Envelope, flavour: str = "tensorrt") -> list[Buffer]:
+    """All of an engine of `flavour`, in the order in which a table shows them."""
+    if flavour == "torch":
+        return _of_kernels(model, envelope)
+    on_gpu = flavour != "onnxruntime"
     found = [Buffer(f"weights: {name}", n) for name, n in model.weight_parts.items()]
     found += _state(model, envelope)
     found += _interface(model, envelope, on_gpu)
@@ -74,6 +79,24 @@ def buffers(model: Model, envelope: Envelope, on_gpu: bool = True) -> list[Buffe
         found += [Buffer("plan (allowance)", PLAN)]
         found += [Buffer("TensorRT workspace (allowance)", WORKSPACE, PASS)]
     return found
+
+
+def _of_kernels(model: Model, e: Envelope) -> list[Buffer]:
+    g, width = model.geometry, model.activation_bytes
+    tokens = e.rows * g.canvas_length
+    # Soft embeddings go in, the last hidden states come out: [R, L, D] each.
+    interface = 2 * tokens * g.hidden_size * width + tokens * INT64
+    fresh = tokens * sum(2 * x.num_key_value_heads * x.head_dim * width for x in g.layers)
+    return [
+        *(Buffer(f"weights: {name}", n) for name, n in model.weight_parts.items()),
+        *_state(model, e),
+        Buffer("inputs and outputs", interface),
+        Buffer("fresh K and V", fresh),
+        *(Buffer(*taken) for taken in kernel_buffers(model, e, PASS)),
+        *_tail(model, e),
+        Buffer("CUDA context, libraries (allowance)", CUDA_CONTEXT),
+        Buffer("kernels (allowance)", PLAN),
+    ]
 
 
 def _state(model: Model, e: Envelope) -> Iterator[Buffer]:

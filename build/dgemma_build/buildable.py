@@ -17,6 +17,7 @@ _INSTALL: dict[Flavour, str] = {
     "onnxruntime": "pip install onnxruntime",
     "tensorrt_rtx": "pip install tensorrt-rtx",
     "tensorrt": "build in NVIDIA's Triton container, which has it",
+    "torch": "pip install torch",
 }
 
 
@@ -32,7 +33,7 @@ def why_not(target: Target, machine: Machine) -> str | None:
     """What keeps `target` from being built on `machine`; None where nothing does.
 
     tensorrt-rtx compiles ahead of time for GPUs that are not there; TensorRT times its kernels on
-    the GPU it compiles for.
+    the GPU it compiles for; torch's are compiled where they run, so there is nothing to compile.
     """
     if (error := machine.import_error(target.flavour)) is not None:
         return f"{target.flavour} does not import ({error}); {_INSTALL[target.flavour]}"

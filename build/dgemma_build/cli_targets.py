@@ -54,7 +54,9 @@ def show_targets(extra: TargetsOption = None, as_json: JsonOption = False) -> No
 
 
 def show_estimate(
-    target: Annotated[str | None, typer.Option(help="Only this target.")] = None,
+    target: Annotated[
+        str | None, typer.Option(help="Only this target; gpu is shown only where it is named.")
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="Only this precision.")] = None,
     policy: Annotated[
         str | None,
@@ -88,7 +90,10 @@ def show_estimate(
     """Say what fits on each GPU, and how fast it can be at most."""
     with _one_sentence():
         targets = load_targets(extra)
-        chosen = list(targets.values()) if target is None else [select(targets, target)]
+        known = list(targets.values())
+        # Every GPU has a target of its own; those for any GPU would list it once more.
+        own = [t for t in known if t.has_plan or not t.on_gpu]
+        chosen = own if target is None else [select(targets, target)]
         shape = _geometry(checkpoint, geometry)
         question = Question(
             shape,
@@ -98,8 +103,9 @@ def show_estimate(
             policy,
             capacity,
         )
-        found = estimates(chosen, question, precision)
+        found = estimates(chosen, question, precision, known)
         published = shape == named_geometry(DEFAULT) and precision in (None, "int4")
+        published &= any(t in own for t in chosen)  # the bar is counted of a plan
         bar = consumer_bar(shape, capacity) if published else None
     if as_json:
         body = {

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
 from dgemma.roofline.published import Comparison, compare, floor_ms
 from dgemma.roofline.sizes import Model, PassBytes, pass_bytes
 from dgemma.targets import Gpu, Target
+from dgemma.targets.products import gpus_for
 from dgemma_build.buffers import Buffer, buffers, total
 from dgemma_build.envelope import Envelope
 
@@ -79,11 +80,15 @@ class Estimate:
 
 
 def estimates(
-    targets: Sequence[Target], question: Question, precision: str | None = None
+    targets: Sequence[Target],
+    question: Question,
+    precision: str | None = None,
+    known: Sequence[Target] = (),
 ) -> list[Estimate]:
     """Every GPU of `targets` with every precision it serves, or with one.
 
-    Raises ConfigurationError where no target serves the precision.
+    `known` have the products of a target that is for any GPU. Raises ConfigurationError where no
+    target serves the precision.
     """
     wanted = [
         (target, name)
@@ -97,7 +102,7 @@ def estimates(
     return [
         estimate(target, gpu, name, question)
         for target, name in wanted
-        for gpu in target.gpus or (this_host(),)
+        for gpu in (gpus_for(target, name, known) if target.on_gpu else (this_host(),))
     ]
 
 
@@ -110,10 +115,9 @@ def this_host() -> Gpu:
 def estimate(target: Target, gpu: Gpu, precision: str, question: Question) -> Estimate:
     """What `gpu` can hold and how fast it can be at most, as an engine of `target`."""
     model = Model.of(question.geometry, precision, question.policy, target.flavour)
-    on_gpu = target.flavour != "onnxruntime"
 
     def fits(envelope: Envelope) -> bool:
-        return total(buffers(model, envelope, on_gpu)) <= gpu.usable_bytes
+        return total(buffers(model, envelope, target.flavour)) <= gpu.usable_bytes
 
     def of(slots: int, context: int) -> Envelope:
         return Envelope.of_slots(slots, context, question.capacity)
@@ -126,8 +130,10 @@ def estimate(target: Target, gpu: Gpu, precision: str, question: Question) -> Es
         return steps * STEP
 
     supported = [(2 * n, context) for n in _doubling(most) if (context := context_of(n))]
-    held = buffers(model, question.envelope, on_gpu)
+    held = buffers(model, question.envelope, target.flavour)
     moved = pass_bytes(model, question.envelope.slots, question.context)
+    if target.flavour == "torch":  # its kernels read contexts where they are
+        moved = replace(moved, gather=0)
     floor = floor_ms(moved, gpu)
     return Estimate(
         target,

@@ -23,7 +23,7 @@ def targets_table(targets: Sequence[Target], reasons: Mapping[str, str | None]) 
     """`reasons` says per target why it cannot be built here; None where it can."""
     table = _table("target", "flavour", "GPUs", "precisions", "rows × context", "built here")
     for t in targets:
-        gpus = ", ".join(gpu.name for gpu in t.gpus) or "any host"
+        gpus = ", ".join(gpu.name for gpu in t.gpus) or ("any GPU" if t.on_gpu else "any host")
         reason = reasons[t.name]
         table.add_row(
             t.name,

@@ -1,18 +1,22 @@
 """What matters of a machine to an engine: its GPU, its free memory, and which runtimes import.
 
-Knows where a driver and an operating system say so; knows nothing of engines.
+Knows where a driver and an operating system say so; knows nothing of engines. `torch` counts as a
+runtime where it can run kernels on a GPU.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import shutil
 import subprocess
+import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-RUNTIMES = ("onnxruntime", "tensorrt_rtx", "tensorrt")
+TORCH = "torch"
+RUNTIMES = ("onnxruntime", "tensorrt_rtx", "tensorrt", TORCH)
 _QUERY = "name,uuid,compute_cap,driver_version,memory.total,memory.free"
 _MIB = 2**20
 
@@ -42,14 +46,39 @@ class Machine:
     def here(cls) -> Machine:
         """This one; importing a runtime is the only proof that its libraries are there."""
         total, free = host_memory()
+        gpu = _gpu_here(total, free)
         versions: dict[str, str] = {}
         broken: dict[str, str] = {}
         for name in RUNTIMES:
             try:
-                versions[name] = str(importlib.import_module(name).__version__)
+                versions[name] = _torch(gpu) if name == TORCH else _version(name)
             except Exception as error:  # a broken installation raises whatever it likes
                 broken[name] = next(iter(str(error).splitlines()), type(error).__name__)
-        return cls(_gpu_here(total, free), free, versions, broken)
+        return cls(gpu, free, versions, broken)
+
+
+def _version(module: str) -> str:
+    return str(importlib.import_module(module).__version__)
+
+
+def _torch(gpu: Gpu | None) -> str:
+    """Its version; ImportError where it cannot run kernels, whose launchers triton has compiled."""
+    if gpu is None:
+        raise ImportError("there is no GPU for its kernels")  # importing it takes seconds
+    torch = importlib.import_module(TORCH)
+    if torch.version.cuda is None:
+        raise ImportError(
+            f"torch {torch.__version__} was built without CUDA; pip install torch as PyPI has it"
+        )
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        raise ImportError(f"{error}; pip install triton") from None
+    if not any((os.environ.get("CC"), shutil.which("gcc"), shutil.which("clang"))):
+        raise ImportError("triton finds no C compiler; install gcc, or name one in CC")
+    if not Path(sysconfig.get_path("include"), "Python.h").exists():
+        raise ImportError("triton finds no Python.h; install Python's headers")
+    return str(torch.__version__)
 
 
 def host_memory(meminfo: Path = Path("/proc/meminfo")) -> tuple[int, int]:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 import dgemma.machine
-from dgemma.machine import Machine, host_memory, parse_gpu
+from dgemma.machine import Gpu, Machine, host_memory, parse_gpu
 
 GIB = 2**30
 
@@ -41,6 +43,52 @@ def test_this_machine_tells_what_imports_and_why_the_rest_does_not(
     assert here.runtimes.keys() == {"onnxruntime"} and here.runtimes["onnxruntime"][0].isdigit()
     assert here.broken == {"no_such_runtime": "No module named 'no_such_runtime'"}
     assert here.gpu is None and here.free_bytes > 0
+
+
+def runtimes(monkeypatch: pytest.MonkeyPatch, cuda: str | None, gpu: Gpu | None) -> Machine:
+    """A machine whose torch was built for `cuda`."""
+    torch = SimpleNamespace(__version__="2.13.0", version=SimpleNamespace(cuda=cuda))
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    monkeypatch.setattr(dgemma.machine, "RUNTIMES", ("torch",))
+    monkeypatch.setattr(dgemma.machine, "_gpu_here", lambda total, free: gpu)
+    return Machine.here()
+
+
+GPU = Gpu("NVIDIA H200", "GPU-1", 90, "580", 2**37, 2**36)
+
+
+def test_torch_is_a_runtime_where_it_can_run_kernels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))
+    monkeypatch.setattr(dgemma.machine.sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setenv("CC", "cc")
+    here = runtimes(monkeypatch, "13.0", GPU)
+    assert (here.runtimes, here.broken) == ({"torch": "2.13.0"}, {})
+
+    def why(cuda: str | None = "13.0") -> str:
+        found = runtimes(monkeypatch, cuda, GPU)
+        assert not found.runtimes
+        return found.broken["torch"]
+
+    assert why(None) == "torch 2.13.0 was built without CUDA; pip install torch as PyPI has it"
+    (tmp_path / "Python.h").unlink()
+    assert why() == "triton finds no Python.h; install Python's headers"
+    monkeypatch.delenv("CC")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert why() == "triton finds no C compiler; install gcc, or name one in CC"
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert "triton" in why() and why().endswith("; pip install triton")
+
+
+def test_torch_is_not_imported_where_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} was imported")
+
+    monkeypatch.setattr(dgemma.machine.importlib, "import_module", refuse)
+    here = runtimes(monkeypatch, "13.0", None)
+    assert here.broken == {"torch": "there is no GPU for its kernels"}
 
 
 @pytest.mark.parametrize(("visible", "asked"), [(None, "0"), ("2,0", "2"), ("GPU-1", "GPU-1")])

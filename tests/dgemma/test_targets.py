@@ -7,6 +7,7 @@ import pytest
 
 from dgemma.errors import ConfigurationError
 from dgemma.targets import Gpu, Target, load_targets, select
+from dgemma.targets.products import gpus_for
 
 ENTRY = """
 flavour = "tensorrt_rtx"
@@ -44,6 +45,7 @@ def test_every_gpu_has_its_target() -> None:
     found = {name: [gpu.name for gpu in t.gpus] for name, t in load_targets().items()}
     assert found == {
         "cpu": [],
+        "gpu": [],
         "sm80": ["A100 80 GB"],
         "sm89": ["RTX 4090", "L40S"],
         "sm90": ["H100 80 GB", "H200"],
@@ -56,8 +58,9 @@ def test_every_gpu_has_its_target() -> None:
 
 @pytest.mark.parametrize("target", load_targets().values(), ids=lambda t: t.name)
 def test_a_shipped_entry_is_consistent(target: Target) -> None:
-    if target.name == "cpu":
-        assert (target.flavour, target.compute_capability) == ("onnxruntime", None)
+    if target.name in ("cpu", "gpu"):
+        flavour = "onnxruntime" if target.name == "cpu" else "torch"
+        assert (target.flavour, target.compute_capability) == (flavour, None)
         return
     assert target.compute_capability is not None
     assert target.name == "sm" + target.compute_capability.replace(".", "")
@@ -105,7 +108,7 @@ def test_a_file_is_a_target(tmp_path: Path) -> None:
 
 def test_targets_come_in_the_order_of_their_capability(tmp_path: Path) -> None:
     write(tmp_path)
-    assert list(load_targets(tmp_path))[:4] == ["cpu", "sm80", "sm86", "sm89"]
+    assert list(load_targets(tmp_path))[:5] == ["cpu", "gpu", "sm80", "sm86", "sm89"]
 
 
 def test_a_namesake_replaces_what_is_shipped(tmp_path: Path) -> None:
@@ -139,6 +142,7 @@ def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
             "gpus.0: Value error, platform needs bandwidth",
         ),
         ("max_rows = 8", 'name = "x"\nmax_rows = 8', "name: the file's name is the target's"),
+        ('"tensorrt_rtx"', '"torch"', "entry: Value error, torch serves any GPU; leave out comp"),
         ("max_rows = 8", "max_rows = ", "cannot be read as TOML: Invalid value (at line 5"),
     ],
 )
@@ -147,6 +151,29 @@ def test_what_is_wrong_is_named_by_file_and_field(
 ) -> None:
     assert old in ENTRY
     assert refusal(tmp_path, ENTRY.replace(old, new)).startswith(message)
+
+
+def test_kernels_are_for_any_gpu_and_for_the_formats_they_multiply(tmp_path: Path) -> None:
+    entry = 'flavour = "torch"\nprecisions = ["int4"]\nmax_rows = 8\nmax_context = 512\n'
+    write(tmp_path, entry, "small")
+    small = load_targets(tmp_path)["small"]
+    assert small.on_gpu and not small.has_plan and small.gpus == ()
+    message = refusal(tmp_path, entry.replace('"int4"', '"fp32", "bf16", "nvfp4"'))
+    assert message == (
+        "entry: Value error, torch has kernels for bf16, fp8, int4, not for fp32, nvfp4"
+    )
+
+
+def test_what_is_for_any_gpu_has_the_products_of_all_that_can_run_it(tmp_path: Path) -> None:
+    write(tmp_path)  # of a capability without kernels
+    targets = load_targets(tmp_path)
+    every = targets.values()
+    shipped = [gpu.name for target in load_targets().values() for gpu in target.gpus]
+    assert [gpu.name for gpu in gpus_for(targets["gpu"], "bf16", every)] == shipped
+    assert [gpu.name for gpu in gpus_for(targets["gpu"], "fp8", every)] == shipped[1:]
+    assert shipped[0] == "A100 80 GB"
+    assert gpus_for(targets["sm86"], "bf16", every) == targets["sm86"].gpus
+    assert gpus_for(targets["cpu"], "int4", every) == ()
 
 
 def test_a_published_figure_says_of_what(tmp_path: Path) -> None:
@@ -161,7 +188,9 @@ def test_a_name_that_no_option_could_spell(tmp_path: Path) -> None:
 
 
 def test_a_target_that_is_not_there_is_refused_with_those_that_are() -> None:
-    with pytest.raises(ConfigurationError, match=r"'sm86' is not known; known: cpu, sm80, .*sm121"):
+    with pytest.raises(
+        ConfigurationError, match=r"'sm86' is not known; known: cpu, gpu, sm80, .*sm121"
+    ):
         select(load_targets(), "sm86")
 
 

@@ -42,10 +42,21 @@ def test_a_slot_has_two_rows() -> None:
     assert Envelope.of_slots(3, 512) == Envelope(slots=3, rows=6, context=512)
 
 
-def test_weights_are_there_once() -> None:
+@pytest.mark.parametrize("flavour", ["tensorrt", "torch"])
+def test_weights_are_there_once(flavour: str) -> None:
     for model in (INT4, FP8):
-        found = buffers(model, Envelope.of_slots(8, 8192))
+        found = buffers(model, Envelope.of_slots(8, 8192), flavour)
         assert size(found, "weights: ") == model.weight_bytes
+        assert len({b.name for b in found}) == len(found)
+
+
+def test_kernels_keep_what_a_plan_keeps_and_copy_no_context() -> None:
+    short, long = (buffers(INT4, Envelope.of_slots(8, n), "torch") for n in (8192, 32768))
+    plan = buffers(INT4, Envelope.of_slots(8, 8192))
+    for name in ("KV pools", "canvases", "fresh K and V", "tail: "):
+        assert size(short, name) == size(plan, name)
+    assert scratch(short) == scratch(long) < scratch(plan)
+    assert not [b for b in short if "dequantised" in b.name or "contexts" in b.name]
 
 
 # What tensorrt-rtx 1.7.1.116 said it would take ("Max Scratch Memory") for graphs of the published
@@ -103,7 +114,7 @@ def test_scores_of_sixteen_rows() -> None:
 def test_the_hosts_arrays_are_counted(demo_checkpoint: Path) -> None:
     geometry = Geometry.from_checkpoint(demo_checkpoint)
     envelope = Envelope(slots=3, rows=6, context=512)
-    found = buffers(Model.of(geometry, "fp32"), envelope, on_gpu=False)
+    found = buffers(Model.of(geometry, "fp32"), envelope, "onnxruntime")
     pool = KVPool.bytes_for(geometry, envelope.slots, envelope.context)
     assert size(found, "KV pools") == pool
     shape = PassShape(envelope.rows, 3, envelope.context, geometry.sliding_window, True)
@@ -121,7 +132,7 @@ def test_only_a_gpu_has_a_context_of_cuda() -> None:
     envelope = Envelope.of_slots(1, 8192)
     gpu = buffers(INT4, envelope)
     assert size(gpu, "CUDA context") == CUDA_CONTEXT
-    host = buffers(Model.of(PUBLISHED, "int4", flavour="onnxruntime"), envelope, on_gpu=False)
+    host = buffers(Model.of(PUBLISHED, "int4", flavour="onnxruntime"), envelope, "onnxruntime")
     assert not [b for b in host if "allowance" in b.name]
     # Nor fused kernels.
     assert [b for b in host if b.phase == SLIDING and "scores" in b.name]

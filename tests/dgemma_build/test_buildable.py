@@ -45,6 +45,12 @@ def test_the_cpu_needs_onnxruntime() -> None:
     assert (why_not(TARGETS["cpu"], machine("tensorrt")) or "").startswith("onnxruntime does not")
 
 
+def test_kernels_need_nothing_that_torch_does_not_bring() -> None:
+    assert why_not(TARGETS["gpu"], machine("torch")) is None
+    absent = why_not(TARGETS["gpu"], machine("tensorrt", "9.0"))
+    assert absent == "torch does not import (no such module); pip install torch"
+
+
 def test_importing_is_the_proof() -> None:
     assert import_error("json") is None
     assert import_error("a_module_that_nobody_wrote") == (

@@ -87,7 +87,7 @@ def test_a_file_adds_a_target_to_both_commands(tmp_path: Path, by_environment: b
 def test_without_its_file_the_target_is_gone() -> None:
     result = run("estimate", "--target", "sm86")
     assert result.exit_code == 2
-    assert "error: target 'sm86' is not known; known: cpu, sm80" in result.stderr
+    assert "error: target 'sm86' is not known; known: cpu, gpu, sm80" in result.stderr
 
 
 # estimate

@@ -226,10 +226,28 @@ def test_every_gpu_with_every_precision_it_serves() -> None:
     assert set(pairs) == {
         (gpu.name, precision)
         for target in TARGETS.values()
-        for gpu in target.gpus or (this_host(),)
+        for gpu in (target.gpus if target.on_gpu else (this_host(),))
         for precision in target.precisions
     }
     assert len(pairs) == len(set(pairs))
+
+
+def test_an_engine_for_any_gpu_is_estimated_on_all_of_them() -> None:
+    known = list(TARGETS.values())
+    found = estimates([TARGETS["gpu"]], Question(PUBLISHED), known=known)
+    pairs = {(e.gpu.name, e.precision) for e in found}
+    plans = estimates(known, Question(PUBLISHED))
+    assert pairs == {
+        (e.gpu.name, e.precision) for e in plans if e.precision in ("bf16", "fp8", "int4")
+    } - {("this machine", "fp8"), ("this machine", "int4")}
+    assert ("A100 80 GB", "fp8") not in pairs
+    compiled = {(e.gpu.name, e.precision): e for e in plans}
+    for e in found:
+        plan = compiled[e.gpu.name, e.precision]
+        assert (e.gather_ms, e.floor_ms) == (0, plan.floor_ms) and plan.gather_ms
+        # The same weights and pools, and nothing copied out of them.
+        assert e.used_bytes < plan.used_bytes
+        assert e.comparisons == plan.comparisons
 
 
 def test_a_precision_that_no_target_serves_is_refused() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dgemma.bench.report import Report, read_report
+from dgemma.machine import TORCH
 from dgemma.targets import Target
 from dgemma.targets.products import is_product
 
@@ -28,11 +29,13 @@ def measured_platforms(
     """Product -> the reports in which it ran passes and all of them were right; none: never."""
     platforms: dict[str, list[Report]] = {}
     ran = [report for report in found if report.executed and report.passed]
+    any_gpu = [target.name for target in targets if target.flavour == TORCH]
     for target in targets:
-        mine = [report for report in ran if report.engine.target == target.name]
+        names = [target.name, *any_gpu] if target.has_plan else [target.name]
+        mine = [report for report in ran if report.engine.target in names]
         for gpu in target.gpus:
             platforms[gpu.name] = [r for r in mine if is_product(gpu, r.device.name)]
-        if not target.gpus:
+        if not target.on_gpu:
             platforms[CPU] = mine
     return platforms
 
@@ -42,4 +45,9 @@ def state(found: Sequence[Report]) -> str:
     if not found:
         return NEVER
     days = max(report.day for report in found)
-    return f"executed: {', '.join(sorted({r.engine.precision for r in found}))}; last on {days}"
+    return f"executed: {', '.join(sorted(set(map(_what, found))))}; last on {days}"
+
+
+def _what(report: Report) -> str:
+    by = " by kernels" if report.software.runtime == TORCH else ""
+    return report.engine.precision + by

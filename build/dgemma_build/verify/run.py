@@ -230,7 +230,7 @@ def _measure(
     memory = Memory(
         peak_bytes=_peak(on_gpu),
         weights_bytes=model.weight_bytes,
-        estimated_bytes=total(buffers(model, envelope, on_gpu)),
+        estimated_bytes=total(buffers(model, envelope, manifest.runtime.flavour)),
     )
     theirs = None
     if subject.checkpoint is not None:

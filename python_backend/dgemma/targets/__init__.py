@@ -14,10 +14,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from dgemma.errors import ConfigurationError
 
-Flavour = Literal["onnxruntime", "tensorrt_rtx", "tensorrt"]
+Flavour = Literal["onnxruntime", "tensorrt_rtx", "tensorrt", "torch"]
 Precision = Literal["fp32", "bf16", "fp8", "int4", "nvfp4"]
 Positive = Annotated[int, Field(gt=0)]
 _SHIPPED = Path(__file__).parent
+KERNELS: tuple[Precision, ...] = ("bf16", "fp8", "int4")  # that kernels multiply
 
 
 class _Entry(BaseModel):
@@ -79,10 +80,31 @@ class Target(_Entry):
     max_context: Positive  # tokens of a slot that an engine is built for by default
     gpus: tuple[Gpu, ...] = ()
 
+    @property
+    def on_gpu(self) -> bool:
+        return self.flavour != "onnxruntime"
+
+    @property
+    def has_plan(self) -> bool:
+        """Whether a compiler makes its engines, for the sizes that it is told."""
+        return self.flavour in ("tensorrt_rtx", "tensorrt")
+
     @model_validator(mode="after")
     def _gpus_have_a_capability(self) -> Target:
-        if self.flavour != "onnxruntime" and not (self.compute_capability and self.gpus):
+        if self.has_plan and not (self.compute_capability and self.gpus):
             raise ValueError(f"{self.flavour} needs a compute_capability and at least one of gpus")
+        return self
+
+    @model_validator(mode="after")
+    def _kernels_are_for_any_gpu(self) -> Target:
+        if self.flavour != "torch":
+            return self
+        if self.compute_capability or self.gpus:
+            raise ValueError("torch serves any GPU; leave out compute_capability and gpus")
+        if others := set(self.precisions) - set(KERNELS):
+            raise ValueError(
+                f"torch has kernels for {', '.join(KERNELS)}, not for {', '.join(sorted(others))}"
+            )
         return self
 
 

@@ -1,4 +1,4 @@
-"""Which product a driver's name means.
+"""Which products an engine is for, and which one a driver's name means.
 
 Knows how names are spelled; knows nothing of machines.
 """
@@ -6,8 +6,25 @@ Knows how names are spelled; knows nothing of machines.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
+from dgemma.engine.kernels.chip import CAPABILITIES, Chip
 from dgemma.targets import Gpu, Target
+
+
+def gpus_for(target: Target, precision: str, known: Iterable[Target]) -> tuple[Gpu, ...]:
+    """The GPUs of a target; where that is any GPU, all of the `known` targets'.
+
+    Those that have no kernels, or no matrix units for the precision, are left out of these.
+    """
+    if target.flavour != "torch":
+        return target.gpus
+    return tuple(gpu for t in known if t.has_plan and _has_kernels(t, precision) for gpu in t.gpus)
+
+
+def _has_kernels(target: Target, precision: str) -> bool:
+    capability = int((target.compute_capability or "0").replace(".", ""))
+    return capability in CAPABILITIES and (precision != "fp8" or Chip.of(capability).has_fp8)
 
 
 def is_product(gpu: Gpu, name: str) -> bool:

@@ -32,6 +32,13 @@ def test_a_pass_reads_all_weights_and_the_embedding_twice(
     assert moved.floor == moved.weights + 2 * 262144 * 2816
 
 
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "int4"])
+def test_kernels_hold_and_read_what_a_plan_does(precision: str) -> None:
+    kernels = Model.of(PUBLISHED, precision, flavour="torch")
+    assert kernels == Model.of(PUBLISHED, precision, flavour="tensorrt")
+    assert kernels.activation_bytes == 2
+
+
 def test_few_tokens_meet_few_experts() -> None:
     assert coverage(PUBLISHED, 1) == pytest.approx(8 / 128)
     assert coverage(PUBLISHED, 16) == pytest.approx(1 - (120 / 128) ** 16)

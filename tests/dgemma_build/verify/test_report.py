@@ -115,5 +115,21 @@ def test_only_a_run_in_which_all_was_right_counts(tmp_path: Path) -> None:
     assert [name for name, found in platforms.items() if found] == ["DGX Spark GB10"]
 
 
+def test_kernels_count_for_the_gpu_that_ran_them_and_are_told_apart(tmp_path: Path) -> None:
+    plan = report()
+    ran = {"runtime": "torch", "runtime_version": "2.13.0"}
+    kernels = report(
+        engine=plan.engine.model_copy(update={"target": "gpu", "precision": "fp8"}),
+        software=plan.software.model_copy(update=ran),
+    )
+    kernels.write(tmp_path / "kernels.json")
+    platforms = measured_platforms(reports(tmp_path), TARGETS)
+    assert state(platforms["DGX Spark GB10"]) == "executed: fp8 by kernels; last on 2026-01-31"
+    assert [name for name, found in platforms.items() if found] == ["DGX Spark GB10"]
+    cpu = report(engine=plan.engine.model_copy(update={"target": "cpu"}))
+    cpu.write(tmp_path / "cpu.json")
+    assert measured_platforms(reports(tmp_path), TARGETS)[CPU] == [cpu]
+
+
 def test_the_files_that_were_shared_can_be_read() -> None:
     reports(MEASUREMENTS)
