@@ -27,6 +27,7 @@ from tests.dgemma.model.tiny_weights import hf_tensors, write_weights
 
 PLAN, BEFORE = "plan.engine", "before.engine"
 RUNTIME = Runtime("tensorrt_rtx", "1.7.1.116", 121)
+TORCH = Runtime("torch", "2.13.0+cu130")
 LIMITS = {
     "rows": (1, 8),
     "pairs": (0, 4),
@@ -93,6 +94,16 @@ def write_plan(directory: Path, geometry: Geometry, precision: str, **changes: A
         versions={"torch": "1"},
         profiles=(LIMITS,),
     )
+    manifest = replace(manifest, **changes)
+    manifest.write(directory)
+    return manifest
+
+
+def write_kernels(directory: Path, geometry: Geometry, precision: str, **changes: Any) -> Manifest:
+    """An engine for any GPU, which is nothing but a manifest."""
+    directory.mkdir(parents=True, exist_ok=True)
+    policy = policy_of(precision)
+    manifest = Manifest("gpu", precision, policy, TORCH, geometry, "abc", "", (), (), {}, {})
     manifest = replace(manifest, **changes)
     manifest.write(directory)
     return manifest

@@ -51,9 +51,11 @@ def engine(
         Path | None, typer.Option(help="… a weight store that `quantize` wrote.")
     ] = None,
     geometry: Annotated[
-        str | None, typer.Option(help="… or, for GPUs, a named geometry: a plan needs no weights.")
+        str | None, typer.Option(help="… or, for GPUs, a named geometry: they need no weights.")
     ] = None,
-    target: Annotated[str, typer.Option(help="What to compile for.")] = "cpu",
+    target: Annotated[
+        str, typer.Option(help="What to compile for; gpu: any GPU, compiled where it runs.")
+    ] = "cpu",
     precision: Annotated[
         str | None,
         typer.Option(help="Precision of the weights; fp32 without it, or the store's."),

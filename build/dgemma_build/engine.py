@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from dgemma.checkpoint_manifest import content_digest
+from dgemma.engine.kernel_sources import sources_digest
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
+from dgemma.machine import TORCH
 from dgemma.manifest import FILE_NAME, Manifest
 from dgemma.model.checkpoint import Checkpoint
 from dgemma.precision import Policy, policy_of
@@ -25,7 +27,7 @@ from dgemma.sealed import FileRecord
 from dgemma.store_manifest import StoreManifest
 from dgemma.targets import Target, load_targets, select
 from dgemma.weight_store import WeightStore
-from dgemma_build import chain, cpu, emit_tail, gpu, in_turn, precision_pass, profiles
+from dgemma_build import chain, cpu, emit_tail, gpu, in_turn, kernels, precision_pass, profiles
 from dgemma_build import compile as compiler
 from dgemma_build.definition import definition_digest
 from dgemma_build.envelope import Envelope
@@ -35,6 +37,10 @@ from dgemma_build.quantize.run import quantize_checkpoint
 
 # What decides an engine besides the network's definition.
 _BUILDERS = (compiler, chain, cpu, gpu, in_turn, precision_pass, profiles, *emit_tail.MODULES)
+_NO_PLAN = (
+    "rows, context and weights inside are those of a plan; an engine for {target} has none, and "
+    "takes any number of rows and tokens"
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,11 @@ def build_engine(
     target, precision or checkpoint that cannot be built. Files appear under their names only when
     all of them are complete.
     """
-    if _supported(target, precision, targets).flavour != "onnxruntime":
+    found = _supported(target, precision, targets)
+    if found.flavour == TORCH:
+        geometry, rules = Geometry.from_checkpoint(checkpoint), policy_of(precision, policy)
+        return build_plan(geometry, target, precision, out, progress, policy=rules, targets=targets)
+    if found.has_plan:
         raise ConfigurationError(
             f"a plan for {target} does not depend on a checkpoint; build it with --geometry, and "
             f"the weights with `dgemma-build quantize --precision {precision}`"
@@ -113,9 +123,9 @@ def build_from_store(
 ) -> Built:
     """Make `out` an engine of a weight store; without `precision`, of the one it holds.
 
-    A plan takes the store's geometry and policy and none of its weights, and `max_rows` and
-    `max_context` as `build_plan` does. Raises ConfigurationError for a store that is not whole, to
-    the last bit where its weights are taken, or holds another precision.
+    An engine for GPUs takes the store's geometry and policy and none of its weights, and `max_rows`
+    and `max_context` as `build_plan` does. Raises ConfigurationError for a store that is not whole,
+    to the last bit where its weights are taken, or holds another precision.
     """
     held = StoreManifest.read(store)
     held.expect(store, precision=precision)
@@ -150,12 +160,13 @@ def build_plan(
     targets: Path | None = None,
     constants: WeightStore | None = None,
 ) -> Built:
-    """Make `out` a TensorRT plan of a geometry, without weights: those are any store's of it.
+    """Make `out` an engine for GPUs of a geometry, without weights: those are any store's of it.
 
-    Passes have up to `max_rows` rows, two for each slot, over slots of `max_context` tokens; both
-    are the target's where they are not given, as `policy` is the precision's. With `constants` the
-    plan holds the weights of that store and serves no other. Raises ConfigurationError for a target
-    that has no GPU or cannot be compiled for here.
+    Passes of a plan have up to `max_rows` rows, two for each slot, over slots of `max_context`
+    tokens; both are the target's where they are not given, as `policy` is the precision's. With
+    `constants` the plan holds the weights of that store and serves no other. An engine of kernels
+    is no plan and takes none of the three. Raises ConfigurationError for a target that has no GPU
+    or cannot be compiled for here.
     """
     found = _supported(target, precision, targets)
     if found.flavour == "onnxruntime":
@@ -163,6 +174,11 @@ def build_plan(
             f"an engine for {target} holds its weights; name a --checkpoint or a --store"
         )
     policy, held = policy or policy_of(precision), ""
+    if found.flavour == TORCH:
+        if (max_rows, max_context, constants) != (None, None, None):
+            raise ConfigurationError(_NO_PLAN.format(target=target))
+        wanted = _Wanted(target, precision, policy, geometry, sources_digest())
+        return _build(out, wanted, progress, lambda work: kernels.parts())
     if constants is not None:
         constants.manifest.expect(constants.directory, precision=precision)
         policy = constants.manifest.policy
@@ -203,7 +219,8 @@ def build_constant_plan(
     if store is None:
         assert checkpoint is not None, "one of both"
         precision, store = precision or "bf16", out.with_name(out.name + ".store")
-        _supported(target, precision, options.get("targets"))
+        if _supported(target, precision, options.get("targets")).flavour == TORCH:
+            raise ConfigurationError(_NO_PLAN.format(target=target))
         quantize_checkpoint(checkpoint, precision, store, policy, progress)
     weights = WeightStore.open(store, deep=True)
     held = weights.manifest
@@ -223,9 +240,9 @@ def _supported(target: str, precision: str, extra: Path | None = None) -> Target
     return found
 
 
-def builder_digest() -> str:
+def builder_digest(flavour: str) -> str:
     """Changes with whatever would make another engine of the same weights."""
-    return _digest("")
+    return sources_digest() if flavour == TORCH else _digest("")
 
 
 def _digest(weights: str) -> str:
@@ -256,7 +273,7 @@ def _made(out: Path, wanted: _Wanted, make: Callable[[Path], Parts]) -> Manifest
     try:
         parts = make(work)
         plans = tuple(link.file for link in parts.chain) or (parts.graph,)
-        names = (*plans, *parts.weights, *parts.tail, *parts.others)
+        names = filter(None, (*plans, *parts.weights, *parts.tail, *parts.others))
         manifest = Manifest(
             **vars(wanted),
             runtime=parts.runtime,
@@ -268,7 +285,7 @@ def _made(out: Path, wanted: _Wanted, make: Callable[[Path], Parts]) -> Manifest
             constants=parts.constants,
             chain=parts.chain,
             files={name: FileRecord.of(work / name) for name in names},
-            versions={name: importlib.metadata.version(name) for name in ("torch", "onnx")},
+            versions={name: importlib.metadata.version(name) for name in parts.tools},
         )
         manifest.write(work)
         _replace(work, out)

@@ -15,11 +15,12 @@ class Parts:
     """Files of an engine directory, by name, and what its manifest says of them."""
 
     runtime: Runtime
-    graph: str
-    weights: tuple[str, ...]
-    bindings: tuple[Binding, ...]
+    graph: str = ""  # as in `Manifest`
+    weights: tuple[str, ...] = ()
+    bindings: tuple[Binding, ...] = ()
     tail: tuple[str, ...] = ()  # graphs of the tail, where it does not run in torch
     others: tuple[str, ...] = ()  # such as a build log
     profiles: tuple[Mapping[str, tuple[int, int]], ...] = ()  # as in `Manifest`
     constants: str | None = None  # as in `Manifest`
     chain: tuple[Link, ...] = ()  # as in `Manifest`
+    tools: tuple[str, ...] = ("torch", "onnx")  # distributions whose versions made it

@@ -16,6 +16,7 @@ from dgemma.chat import ChatTokenizer
 from dgemma.checkpoint_manifest import content_of
 from dgemma.compatibility import why_not
 from dgemma.engine.base import Capacity, Engine
+from dgemma.engine.gpu_engines import gpu_engine
 from dgemma.engine.host_memory import check_fits, free_bytes
 from dgemma.engine.kv_pool import KVPool
 from dgemma.engine.onnx_engine import OnnxEngine
@@ -146,16 +147,15 @@ def open_engine(
         )
         return OnnxEngine(directory, capacity, threads)
     machine = Machine.here()
-    if (reason := why_not(manifest.runtime, machine)) is not None:
+    if (reason := why_not(manifest, machine)) is not None:
         raise ConfigurationError(f"{directory / FILE_NAME}: {reason}")
     if store is None:
         raise ConfigurationError(
-            f"{directory}: holds a plan without weights; set DGEMMA_WEIGHT_STORE to the store that "
+            f"{directory}: holds {'a plan' if manifest.graph else 'an engine'} without weights; "
+            "set DGEMMA_WEIGHT_STORE to the store that "
             f"`dgemma-build quantize --precision {manifest.precision}` wrote"
         )
-    from dgemma.engine.tensorrt_engine import TensorRTEngine  # only GPUs need it
-
-    return TensorRTEngine(
+    return gpu_engine(manifest.runtime)(
         *(directory, store, capacity),
         machine=machine,
         snapshot_bytes=prefix_cache_bytes,

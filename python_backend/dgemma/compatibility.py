@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dgemma.engine.kernels.chip import CAPABILITIES, Chip
 from dgemma.engine.weight_bindings import check_weights
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
-from dgemma.machine import Machine
-from dgemma.manifest import FILE_NAME, Manifest, Runtime
+from dgemma.machine import TORCH, Machine
+from dgemma.manifest import FILE_NAME, Manifest
 from dgemma.store_manifest import StoreManifest
 
 _INSTALL = {
@@ -19,6 +20,8 @@ _INSTALL = {
     "tensorrt_rtx": "pip install tensorrt-rtx",
     "tensorrt": "serve in NVIDIA's Triton container, which has it",
 }
+CPU = "cpu"
+ANY_GPU = "gpu"  # the target of engines whose kernels are compiled where they run
 
 
 def check_engine(
@@ -43,7 +46,7 @@ def check_engine(
             f"{path}: was built for another geometry, it differs in {keys}; point engine and "
             "checkpoint at the same model or build the engine again"
         )
-    if (reason := why_not(manifest.runtime, machine)) is not None:
+    if (reason := why_not(manifest, machine)) is not None:
         raise ConfigurationError(f"{path}: {reason}")
     manifest.verify(directory, deep)
     if store is not None and not manifest.weights:
@@ -51,12 +54,15 @@ def check_engine(
     return manifest
 
 
-def why_not(runtime: Runtime, machine: Machine) -> str | None:
-    """What keeps an engine of `runtime` from running on `machine`, and what to do; None: nothing.
+def why_not(made: Manifest, machine: Machine) -> str | None:
+    """What keeps an engine from running on `machine`, and what to do; None: nothing.
 
     A TensorRT plan runs on the compute capability and in the version that it was compiled for.
     """
+    runtime = made.runtime
     flavour = runtime.flavour
+    if flavour == TORCH:
+        return why_no_kernels(machine, made.precision)
     if flavour not in _INSTALL:
         return f"runtime {flavour!r} is not known; update this software"
     here = machine.runtimes.get(flavour)
@@ -80,13 +86,39 @@ def why_not(runtime: Runtime, machine: Machine) -> str | None:
     return None
 
 
+def why_no_kernels(machine: Machine, precision: str) -> str | None:
+    """What keeps kernels for weights of `precision` from running on `machine`; None: nothing."""
+    gpu = machine.gpu
+    if gpu is None:
+        return (
+            "has kernels for GPUs, and this machine has no GPU that its driver shows; select an "
+            "engine for target cpu"
+        )
+    if gpu.compute_capability not in CAPABILITIES:
+        known = ", ".join(map(str, CAPABILITIES))
+        return (
+            f"has kernels for compute capabilities {known}; {gpu.name} has "
+            f"{gpu.compute_capability}; select an engine for target {target_of(machine)} or cpu"
+        )
+    if precision == "fp8" and not Chip.of(gpu.compute_capability).has_fp8:
+        return (
+            f"multiplies in fp8, for which {gpu.name} of compute capability "
+            f"{gpu.compute_capability} has no units; select int4 or bf16, or build it with "
+            f"`dgemma-build engine --target {ANY_GPU} --precision int4`"
+        )
+    if TORCH not in machine.runtimes:
+        why = machine.broken.get(TORCH, "not installed; pip install torch")
+        return f"needs torch that runs kernels, which it cannot here: {why}"
+    return None
+
+
 def target_of(machine: Machine) -> str:
     """The name that targets of a GPU like this machine's have."""
-    return "cpu" if machine.gpu is None else f"sm{machine.gpu.compute_capability}"
+    return CPU if machine.gpu is None else f"sm{machine.gpu.compute_capability}"
 
 
 def check_store(directory: Path, manifest: Manifest, store: Path, deep: bool = True) -> None:
-    """Raise ConfigurationError unless `store` holds, whole, the weights that the plan takes."""
+    """Raise ConfigurationError unless `store` holds, whole, the weights that the engine takes."""
     held = StoreManifest.read(store)
     held.expect(
         store,

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-TORCH = "torch"
+TORCH, COMPILER = "torch", "triton"  # of kernels
 RUNTIMES = ("onnxruntime", "tensorrt_rtx", "tensorrt", TORCH)
 _QUERY = "name,uuid,compute_cap,driver_version,memory.total,memory.free"
 _MIB = 2**20
@@ -71,9 +71,9 @@ def _torch(gpu: Gpu | None) -> str:
             f"torch {torch.__version__} was built without CUDA; pip install torch as PyPI has it"
         )
     try:
-        importlib.import_module("triton")
+        importlib.import_module(COMPILER)
     except ImportError as error:
-        raise ImportError(f"{error}; pip install triton") from None
+        raise ImportError(f"{error}; pip install {COMPILER}") from None
     if not any((os.environ.get("CC"), shutil.which("gcc"), shutil.which("clang"))):
         raise ImportError("triton finds no C compiler; install gcc, or name one in CC")
     if not Path(sysconfig.get_path("include"), "Python.h").exists():

@@ -24,9 +24,9 @@ _SEALED = Sealed("engine", FILE_NAME, SCHEMA_VERSION, REBUILD)
 class Runtime:
     """What executes an engine; a TensorRT plan runs on one compute capability of one version."""
 
-    flavour: str  # onnxruntime, tensorrt_rtx or tensorrt
+    flavour: str  # onnxruntime, tensorrt_rtx, tensorrt or torch
     version: str
-    compute_capability: int | None = None  # 121 for 12.1; None: any host
+    compute_capability: int | None = None  # 121 for 12.1; None: any host, or any GPU
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,11 @@ class Link:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What was built, from what, and the files that make it up."""
+    """What was built, from what, and the files that make it up.
+
+    An engine of kernels, which are compiled where they run, is nothing but its manifest: it has no
+    graph, and so no bindings, profiles, chain or files.
+    """
 
     target: str
     precision: str
@@ -58,7 +62,9 @@ class Manifest:
     runtime: Runtime
     geometry: Geometry
     source: str  # digest of the weights, if any, and of the network's definition
-    graph: str  # file name of what the runtime executes: an ONNX graph or a plan of most layers
+    # File name of what the runtime executes: an ONNX graph or a plan of most layers; empty: the
+    # network is in this software itself.
+    graph: str
     weights: tuple[str, ...]  # file names of the weights, safetensors; none: they are a store's
     bindings: tuple[Binding, ...]
     files: Mapping[str, FileRecord]
@@ -78,7 +84,9 @@ class Manifest:
 
     @property
     def links(self) -> tuple[Link, ...]:
-        """What is executed, one plan or several."""
+        """What is executed, one plan or several; none without a graph."""
+        if not self.graph:
+            return ()
         return self.chain or (Link(self.graph, tuple(b.name for b in self.bindings), (0,)),)
 
     def write(self, directory: Path) -> None:

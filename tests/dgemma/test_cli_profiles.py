@@ -12,7 +12,15 @@ from dgemma import cli_profiles
 from dgemma.cli import app
 from dgemma.machine import Machine
 from dgemma.profiles.locks import InUse
-from tests.dgemma.profiles.stores import NO_GPU, flip, write_engine, write_weights
+from tests.dgemma.profiles.stores import (
+    GROUPS,
+    KERNELS_ALONE,
+    NO_GPU,
+    flip,
+    whole,
+    write_engine,
+    write_weights,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -68,6 +76,26 @@ def test_json_has_the_same(store: Path) -> None:
     }
     gone = [d["bytes"] for d in found["directories"] if not d["kept"]]
     assert found["prune_frees_bytes"] == sum(gone) > 0
+
+
+def test_kernels_are_listed_as_what_any_gpu_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_weights(tmp_path / "w", "fp8", **whole("fp8"))
+    write_engine(tmp_path / "kernels", "fp8", "gpu", geometry=GROUPS)
+    [line] = [line for line in run(tmp_path).stdout.splitlines() if line.startswith("torch-gpu")]
+    assert "incompatible: " in line and "has kernels for GPUs, and this" in line
+    monkeypatch.setattr(Machine, "here", lambda: KERNELS_ALONE)
+    found = listed(tmp_path)
+    [profile] = found["profiles"]
+    assert found["selected"] == profile["id"] and profile["compatible"]
+    assert profile["runtime"] == {
+        "flavour": "torch",
+        "version": "2.13.0+cu130",
+        "compute_capability": None,
+    }
+    assert profile["weights"] == str(tmp_path / "w")
+    assert {d["kept"] for d in found["directories"]} == {True}
 
 
 def test_the_place_is_that_of_the_variables(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:

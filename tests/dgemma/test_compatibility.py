@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from dgemma.compatibility import check_engine, why_not
+from dgemma.engine.kernels.chip import CAPABILITIES
 from dgemma.engine.weight_bindings import weight_inputs
 from dgemma.errors import ConfigurationError
 from dgemma.machine import Gpu, Machine
@@ -17,7 +18,16 @@ from dgemma.store_manifest import StoreManifest
 from tests.dgemma.model.tiny_weights import random_network
 from tests.dgemma_build.quantized import whole_groups
 from tests.manifests import edit_manifest
-from tests.plans import BEFORE, PLAN, RUNTIME, write_chain, write_plan, write_store
+from tests.plans import (
+    BEFORE,
+    PLAN,
+    RUNTIME,
+    TORCH,
+    write_chain,
+    write_kernels,
+    write_plan,
+    write_store,
+)
 
 GEOMETRY = whole_groups()
 SPARK = Gpu("NVIDIA GB10", "GPU-1", 121, "580.95", 2**37, 2**36)
@@ -33,6 +43,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engine(tmp_path: Path) -> Path:
     write_plan(tmp_path / "engine", GEOMETRY, "int4")
     return tmp_path / "engine"
+
+
+def of(runtime: Runtime, precision: str = "bf16") -> Manifest:
+    """What `why_not` looks at."""
+    policy = policy_of(precision)
+    return Manifest("any", precision, policy, runtime, GEOMETRY, "", "", (), (), {}, {})
 
 
 def refusal(engine: Path, machine: Machine = HERE, **given: object) -> str:
@@ -72,13 +88,74 @@ def test_a_runtime_that_is_not_here(engine: Path) -> None:
     without = Machine(SPARK, 2**36, {}, {"tensorrt_rtx": "libcudart.so.13: cannot open"})
     assert "(libcudart.so.13: cannot open); pip install tensorrt-rtx" in refusal(engine, without)
     assert "tensorrt, which does not import (not installed); serve in NVIDIA's" in str(
-        why_not(Runtime("tensorrt", "11.4", 121), without)
+        why_not(of(Runtime("tensorrt", "11.4", 121)), without)
     )
-    assert "runtime 'tvm' is not known" in str(why_not(Runtime("tvm", "1"), HERE))
+    assert "runtime 'tvm' is not known" in str(why_not(of(Runtime("tvm", "1")), HERE))
 
 
 def test_a_cpu_engine_needs_no_gpu_and_no_certain_version() -> None:
-    assert why_not(Runtime("onnxruntime", "1.0"), replace(HERE, gpu=None)) is None
+    assert why_not(of(Runtime("onnxruntime", "1.0")), replace(HERE, gpu=None)) is None
+
+
+# Kernels, which any GPU compiles for itself
+
+
+CUDA = replace(HERE, runtimes={"torch": "2.13.0+cu130"})
+A100 = replace(SPARK, name="A100", compute_capability=80)
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_kernels_run_on_every_gpu_that_they_are_laid_out_for(capability: int) -> None:
+    here = replace(CUDA, gpu=replace(SPARK, compute_capability=capability))
+    for precision in ("bf16", "int4"):
+        assert why_not(of(TORCH, precision), here) is None
+    assert (why_not(of(TORCH, "fp8"), here) is None) == (capability != 80)
+
+
+def test_a_gpu_without_units_for_fp8_says_what_to_select() -> None:
+    message = str(why_not(of(TORCH, "fp8"), replace(CUDA, gpu=A100)))
+    assert message.startswith("multiplies in fp8, for which A100 of compute capability 80 has no")
+    assert "select int4 or bf16" in message and "--target gpu --precision int4" in message
+
+
+@pytest.mark.parametrize(
+    ("here", "words"),
+    [
+        (replace(CUDA, gpu=None), ("no GPU that its driver shows", "engine for target cpu")),
+        (
+            replace(CUDA, gpu=replace(SPARK, name="T4", compute_capability=75)),
+            ("80, 89, 90, 100, 103, 120, 121; T4 has 75", "for target sm75 or cpu"),
+        ),
+        (
+            replace(CUDA, runtimes={}, broken={"torch": "torch 2.13.0+cpu was built without CUDA"}),
+            ("needs torch that runs kernels, which it cannot here: torch 2.13.0+cpu was",),
+        ),
+        (replace(CUDA, runtimes={}), ("cannot here: not installed; pip install torch",)),
+    ],
+)
+def test_a_machine_that_runs_no_kernels_says_what_to_do(
+    here: Machine, words: tuple[str, ...]
+) -> None:
+    message = str(why_not(of(TORCH, "bf16"), here))
+    assert all(word in message for word in words), message
+
+
+def test_kernels_need_all_weights_of_the_network(store: Path, tmp_path: Path) -> None:
+    write_kernels(tmp_path / "engine", GEOMETRY, "int4")
+    manifest = check_engine(tmp_path / "engine", CUDA, store=store, geometry=GEOMETRY)
+    assert (manifest.graph, manifest.links, manifest.files) == ("", (), {})
+    held = StoreManifest.read(store)
+    some = dict(held.tensors)
+    gone = some.pop("layers.1.experts.down_proj")
+    assert gone.dtype == "U8"
+    copy = Path(shutil.copytree(store, tmp_path / "store"))
+    replace(held, tensors=some).write(copy)
+    message = refusal(tmp_path / "engine", CUDA, store=copy)
+    assert "layers.1.experts.down_proj is not there, the engine of" in message
+    write_kernels(tmp_path / "fp8", GEOMETRY, "fp8")
+    assert "a store of int4 weights, fp8 is asked for" in refusal(
+        tmp_path / "fp8", CUDA, store=store
+    )
 
 
 # The engine

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from dgemma.engine.kernel_sources import executed, sources_digest
 from dgemma.errors import ConfigurationError
 from dgemma.manifest import FILE_NAME, SCHEMA_VERSION, Binding, Manifest, Runtime
 from dgemma.precision import policy_of
@@ -57,6 +58,20 @@ def test_a_manifest_is_plain_json_with_sizes_and_hashes(tmp_path: Path) -> None:
 def test_writing_leaves_nothing_else_behind(tmp_path: Path) -> None:
     engine(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {GRAPH, WEIGHTS, FILE_NAME}
+
+
+def test_what_is_executed_is_the_graph_or_the_kernels_as_they_are_installed(
+    tmp_path: Path,
+) -> None:
+    graph = engine(tmp_path)
+    assert executed(graph) == hashlib.sha256(b"graph").hexdigest()
+    assert [link.file for link in graph.links] == [GRAPH]
+    alone = replace(graph, graph="", weights=(), bindings=(), files={}, source="of the kernels")
+    (tmp_path / "alone").mkdir()
+    alone.write(tmp_path / "alone")
+    assert Manifest.read(tmp_path / "alone") == alone
+    alone.verify(tmp_path / "alone")
+    assert (executed(alone), alone.links) == (sources_digest(), ())
 
 
 def test_a_directory_without_a_manifest_is_no_engine(tmp_path: Path) -> None:

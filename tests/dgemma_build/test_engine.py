@@ -274,7 +274,7 @@ def test_of_two_builders_the_second_waits_and_finds_what_the_first_has_made(
 @pytest.mark.parametrize(
     ("target", "precision", "message"),
     [
-        ("tpu", "fp32", "target 'tpu' is not known; known: cpu, sm80"),
+        ("tpu", "fp32", "target 'tpu' is not known; known: cpu, gpu, sm80"),
         ("", "fp32", "known: cpu"),
         ("sm121", "fp32", "precision 'fp32' is not built for sm121; known: bf16"),
         ("sm121", "fp8", "does not depend on a checkpoint"),

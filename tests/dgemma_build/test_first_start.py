@@ -7,8 +7,14 @@ from pathlib import Path
 import pytest
 
 from dgemma.assemble import Parts, assemble
+from dgemma.engine.kernel_sources import sources_digest
 from dgemma.errors import ConfigurationError
+from dgemma.geometry import Geometry
+from dgemma.machine import Gpu, Machine
+from dgemma.profiles.builder import Builder
+from dgemma.profiles.first_start import build_first
 from dgemma.profiles.inventory import Inventory
+from dgemma.profiles.profile import profiles
 from dgemma.request import RawRequest
 from dgemma.scheduler.events import Event, Finished
 from tests.dgemma.profiles.stores import flip
@@ -41,6 +47,21 @@ def test_a_store_of_weights_gets_its_engine_at_the_first_start(model_store: Mode
     assert int4.manifest.precision == "int4" and int4.manifest.target == "cpu"
     assert int4.directory.parent == model_store.root / "engines"
     assert not list(model_store.root.rglob("*.lock"))
+
+
+def test_a_gpu_without_its_compiler_gets_an_engine_for_any(
+    model_store: ModelStore, tmp_path: Path
+) -> None:
+    store = model_store.copy(tmp_path / "store")
+    h200 = Gpu("NVIDIA H200", "GPU-1", 90, "580", 2**37, 2**36)
+    here = Machine(h200, 2**36, {"torch": "2.13.0+cu130"}, {})
+    geometry = Geometry.from_checkpoint(store.checkpoint)
+    [missed] = build_first(Inventory.of(store.root), here, geometry, Builder.here())
+    assert missed.name == "sm90" and "none can be built here: tensorrt" in missed.reason
+    [best, *_] = profiles(Inventory.of(store.root, deep=True), here, geometry)
+    assert (best.name, best.refusal) == ("torch-gpu-int4-tp1-pp1", None)
+    assert best.engine.directory.name.startswith("gpu-int4-torch-2.13.0+cu130-")
+    assert best.engine.manifest.source == sources_digest()
 
 
 def test_the_preferred_precision_is_served_and_the_named_one(model_store: ModelStore) -> None:

@@ -67,7 +67,7 @@ class Plan:
             self.precision,
             self.runtime,
             self.geometry,
-            held + builder_digest(),
+            held + builder_digest(self.target.flavour),
         )
 
 

@@ -97,7 +97,7 @@ def _ensured(plan: Plan, final: Path, machine: Machine, told: Told, done: list[s
     if not made:
         done.append("engine")
     manifest = Manifest.read(place)
-    runs_here = why_not(manifest.runtime, machine) is None
+    runs_here = why_not(manifest, machine) is None
     engine = Engine(place, None if manifest.weights else plan.weights, runs_here)
     where = "by its passes" if runs_here else "without running it, for this machine cannot"
     told.line(f"3 of 3, verify: {where}")

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from dgemma.bench.report import Check, Outcome
 from dgemma.compatibility import check_store, why_not
-from dgemma.engine.weight_bindings import weight_inputs
+from dgemma.engine.weight_bindings import weights_wanted
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
 from dgemma.machine import Machine
-from dgemma.manifest import Manifest
+from dgemma.manifest import FILE_NAME, Manifest
 
 # Of an absolute path, all but its last name.
 _FOLDERS = re.compile(r"(?<![\w./])/(?:[^\s/:;,()'\"]+/)+")
@@ -59,7 +59,7 @@ def static_checks(subject: Subject, machine: Machine, executed: bool) -> Iterato
     yield _machine(subject, machine, executed)
     if not manifest.weights:
         if subject.store is None:
-            reason = "no --store was named, and a plan has no weights of its own"
+            reason = "no --store was named, and it has no weights of its own"
             yield Check(name="weights", outcome="skipped", detail=reason)
         else:
             store = subject.store
@@ -70,6 +70,8 @@ def static_checks(subject: Subject, machine: Machine, executed: bool) -> Iterato
 
 
 def _files(directory: Path, manifest: Manifest) -> str:
+    if not manifest.files:
+        return "there are none but the manifest"
     manifest.verify(directory)
     size = sum(record.size for record in manifest.files.values())
     return f"{len(manifest.files)} files, {size} bytes, are what was written"
@@ -77,7 +79,7 @@ def _files(directory: Path, manifest: Manifest) -> str:
 
 def _machine(subject: Subject, machine: Machine, executed: bool) -> Check:
     runtime = subject.manifest.runtime
-    reason = why_not(runtime, machine)
+    reason = why_not(subject.manifest, machine)
     if reason is None:
         here = machine.runtimes[runtime.flavour]
         return Check(name="machine", outcome="passed", detail=f"{runtime.flavour} {here} runs it")
@@ -90,8 +92,8 @@ def _machine(subject: Subject, machine: Machine, executed: bool) -> Check:
 
 def _weights(directory: Path, manifest: Manifest, store: Path) -> str:
     check_store(directory, manifest, store)
-    count = len(weight_inputs(manifest))
-    return f"{count} inputs of the plan are the store's tensors, to the last bit"
+    count = len(weights_wanted(directory / FILE_NAME, manifest))
+    return f"{count} tensors of the store are what it takes, to the last bit"
 
 
 def _geometry(manifest: Manifest, checkpoint: Path) -> str:

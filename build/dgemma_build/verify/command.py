@@ -18,6 +18,7 @@ from dgemma.bench.timing import MOST_RUNS
 from dgemma.errors import DgemmaError
 from dgemma.machine import Machine
 from dgemma.targets import load_targets, select
+from dgemma.targets.products import gpus_for
 from dgemma_build.cli_targets import TargetsOption
 from dgemma_build.verify.run import Wanted, subject_of
 from dgemma_build.verify.run import verify as run
@@ -62,7 +63,10 @@ def verify(
         wanted = Wanted(device, slots, context, runs, tuple(prompt))
     try:
         subject = subject_of(directory, store, checkpoint)
-        target = select(load_targets(targets), subject.manifest.target)
+        known, made = load_targets(targets), subject.manifest
+        target = select(known, made.target)
+        gpus = gpus_for(target, made.precision, known.values())
+        target = target.model_copy(update={"gpus": gpus})
         with told.status("…") as status:
             report = run(subject, target, Machine.here(), wanted, lambda what: status.update(what))
     except DgemmaError as error:

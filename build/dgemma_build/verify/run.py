@@ -30,6 +30,8 @@ from dgemma.bench.report import (
 from dgemma.bench.timing import Stand
 from dgemma.compatibility import why_not
 from dgemma.engine.base import Capacity, Engine
+from dgemma.engine.gpu_engines import gpu_engine
+from dgemma.engine.kernel_sources import executed as executed_of
 from dgemma.engine.onnx_engine import OnnxEngine
 from dgemma.errors import ConfigurationError, DgemmaError
 from dgemma.machine import Machine, host_memory
@@ -98,7 +100,7 @@ def verify(
             layers=len(manifest.geometry.layers),
             hidden_size=manifest.geometry.hidden_size,
             num_experts=manifest.geometry.num_experts,
-            graph_sha256=manifest.files[manifest.graph].sha256,
+            graph_sha256=executed_of(manifest),
             built_with=f"{manifest.runtime.flavour} {manifest.runtime.version}",
         ),
         software=Software(
@@ -136,14 +138,14 @@ def _cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def _cannot_run(subject: Subject, machine: Machine, wanted: Wanted) -> str | None:
-    runtime = subject.manifest.runtime
-    if runtime.flavour == "onnxruntime":
+    manifest = subject.manifest
+    if manifest.runtime.flavour == "onnxruntime":
         return None
     if not wanted.device:
         return "a GPU's engine is run with --device, on that GPU"
-    if (reason := why_not(runtime, machine)) is not None:
+    if (reason := why_not(manifest, machine)) is not None:
         return subject.anonymous(reason)
-    return None if subject.store else "name the --store that holds the plan's weights"
+    return None if subject.store else "name the --store that holds the engine's weights"
 
 
 def _skipped(name: str, why: str) -> Check:
@@ -193,10 +195,8 @@ def _open(subject: Subject, capacity: Capacity, progress: Progress) -> Engine:
     progress("load")
     if subject.manifest.runtime.flavour == "onnxruntime":
         return OnnxEngine(subject.directory, capacity)
-    from dgemma.engine.tensorrt_engine import TensorRTEngine  # only GPUs need it
-
-    assert subject.store is not None, "a plan is not run without its store"
-    return TensorRTEngine(
+    assert subject.store is not None, "an engine of GPUs is not run without its store"
+    return gpu_engine(subject.manifest.runtime)(
         subject.directory,
         subject.store,
         capacity,

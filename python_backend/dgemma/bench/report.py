@@ -40,7 +40,7 @@ class Software(_Part):
 
     dgemma: str
     torch: str
-    runtime: str = Field(description="onnxruntime, tensorrt_rtx or tensorrt")
+    runtime: str = Field(description="onnxruntime, tensorrt_rtx, tensorrt or torch")
     runtime_version: str | None = Field(description="of the runtime here; null: it does not import")
     driver: str | None = Field(description="of the GPU; null without one")
 
@@ -62,7 +62,9 @@ class EngineFacts(_Part):
     layers: Count
     hidden_size: Count
     num_experts: Count
-    graph_sha256: str = Field(description="of the plan or graph, which names it")
+    graph_sha256: str = Field(
+        description="of the plan or graph, or of the sources of the kernels; it names it"
+    )
     built_with: str = Field(description="runtime and version that the engine was built for")
 
 

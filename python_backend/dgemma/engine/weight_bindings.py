@@ -1,4 +1,4 @@
-"""Which of a plan's inputs are weights, and whether a store holds them as the plan takes them.
+"""Which weights an engine takes, and whether a store holds them as it does.
 
 Knows how a plan and a store spell the same bytes; reads neither.
 """
@@ -37,23 +37,36 @@ def stored_as(binding: Binding) -> TensorSpec:
     return TensorSpec("U8", (*rest, columns // 2))
 
 
-def check_weights(path: Path, manifest: Manifest, store: Path, held: StoreManifest) -> None:
-    """Raise ConfigurationError unless `store` has every weight of the plan, in type and shape.
+def weights_wanted(path: Path, manifest: Manifest) -> dict[str, TensorSpec]:
+    """What a store has to hold: what a plan takes, or kernels, which take all of the network's.
 
-    `path` is the plan's manifest; the first weight that differs is named.
+    `path` is the manifest, for the ConfigurationError of a plan that is not what it says.
     """
+    if not manifest.graph:
+        from dgemma.model.checkpoint import parameter_shapes  # brings torch, which takes seconds
+
+        return manifest.policy.tensors(parameter_shapes(manifest.geometry))
     for binding in weight_inputs(manifest):
         if min(binding.shape, default=0) < 0:
             raise ConfigurationError(
                 f"{path}: input {binding.name} is no weight: its shape is {list(binding.shape)}; "
                 "build the engine again with this version of the software"
             )
-        record = held.tensors.get(binding.name)
-        wanted = stored_as(binding)
+    return {binding.name: stored_as(binding) for binding in weight_inputs(manifest)}
+
+
+def check_weights(path: Path, manifest: Manifest, store: Path, held: StoreManifest) -> None:
+    """Raise ConfigurationError unless `store` has every weight of the engine, in type and shape.
+
+    `path` is the engine's manifest; the first weight that differs is named.
+    """
+    what = "plan" if manifest.graph else "engine"
+    for name, wanted in weights_wanted(path, manifest).items():
+        record = held.tensors.get(name)
         if record is None or record.spec != wanted:
             found = "is not there" if record is None else f"is {_spelt(record.spec)}"
             raise ConfigurationError(
-                f"{store}: {binding.name} {found}, the plan of {path} takes {_spelt(wanted)}; "
+                f"{store}: {name} {found}, the {what} of {path} takes {_spelt(wanted)}; "
                 "build both with the same version of the software"
             )
 

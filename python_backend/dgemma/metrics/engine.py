@@ -10,6 +10,7 @@ import json
 import logging
 from pathlib import Path
 
+from dgemma.engine.kernel_sources import executed
 from dgemma.manifest import Manifest
 from dgemma.profiles.layout import REPORT
 from dgemma.profiles.selection import Selection
@@ -33,7 +34,7 @@ def engine_info(selection: Selection, simulation: Simulation | None) -> tuple[st
         return selection.name, platform.target.name, platform.precision, NEVER, simulation.name
     directory = Path(selection.directory)
     manifest = Manifest.read(directory)
-    state = verification(directory, manifest.files[manifest.graph].sha256)
+    state = verification(directory, executed(manifest))
     return selection.name, manifest.target, manifest.precision, state, "false"
 
 

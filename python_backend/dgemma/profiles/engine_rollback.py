@@ -18,7 +18,7 @@ from dgemma.profiles.aside import Aside, set_aside, take_back
 from dgemma.profiles.inventory import Inventory
 from dgemma.profiles.locks import building
 from dgemma.profiles.pointer import current_of
-from dgemma.profiles.profile import Profile, profiles
+from dgemma.profiles.profile import OTHER, Profile, distance, profiles
 from dgemma.profiles.selection import is_preferred
 
 
@@ -31,7 +31,8 @@ def roll_engine_back(
     """
     inventory = Inventory.of(root)
     for found in inventory.set_aside:
-        if found.manifest.target == target_of(here) and _by_operator(found.directory):
+        mine = distance(found.manifest, target_of(here)) < OTHER
+        if mine and _by_operator(found.directory):
             name = found.directory.with_suffix("")
             with building(name, _refuse):
                 take_back(found.directory, name)

@@ -1,6 +1,7 @@
 """A profile: an engine with the weights that it runs on, and why it can or cannot run here.
 
-Knows which weights belong to which engine, and which of several profiles is to be preferred; loads
+Knows which weights belong to which engine, and which of several profiles is to be preferred: what
+was compiled for a machine, then what its GPU can compile, then what any machine runs. Loads
 nothing.
 """
 
@@ -10,10 +11,11 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dgemma.compatibility import check_engine, target_of
+from dgemma.compatibility import CPU, check_engine, target_of
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
-from dgemma.machine import Machine
+from dgemma.machine import TORCH, Machine
+from dgemma.manifest import Manifest
 from dgemma.profiles.inventory import FoundEngine, FoundWeights, Inventory, profile_name
 
 # Target -> its precisions, the preferred one first: the most bits a weight that leave room for
@@ -27,6 +29,7 @@ PREFERRED: Mapping[str, tuple[str, ...]] = {
     "sm121": ("nvfp4", "fp8", "int4", "bf16"),
 }
 OTHERWISE = ("fp8", "bf16", "nvfp4", "int4")
+NATIVE, KERNELS, OTHER = range(3)  # how near an engine is to a machine
 _MOST_SHARE = 0.98  # of a GPU's memory that weights may take; no pass would fit beside more
 
 
@@ -84,15 +87,27 @@ def profiles(
 
 
 def ranked(found: Sequence[Profile], here: str) -> list[Profile]:
-    """What was made for target `here`, first; then by precision; then the newest."""
+    """What is nearest to a machine of target `here`, first; then by precision; then the newest."""
 
-    def key(profile: Profile) -> tuple[bool, str, int, tuple[float, ...], str]:
+    def key(profile: Profile) -> tuple[int, str, int, tuple[float, ...], str]:
         made = profile.engine.manifest
         newest = tuple(-time for time in profile.written)
-        place = preference(made.target, made.precision)
-        return made.target != here, made.target, place, newest, profile.id
+        return distance(made, here), made.target, liking(made, here), newest, profile.id
 
     return sorted(found, key=key)
+
+
+def distance(made: Manifest, here: str) -> int:
+    """Of an engine from a machine of target `here`: NATIVE, KERNELS or OTHER."""
+    if made.target == here:
+        return NATIVE
+    return KERNELS if made.runtime.flavour == TORCH and here != CPU else OTHER
+
+
+def liking(made: Manifest, here: str) -> int:
+    """`preference` among the engines of a target; of those for any GPU it is that of the GPU."""
+    mine = distance(made, here) == KERNELS
+    return preference(here if mine else made.target, made.precision)
 
 
 def preference(target: str, precision: str) -> int:

@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from dgemma.errors import ConfigurationError, DgemmaError
 from dgemma.profiles.layout import ENGINE, WEIGHTS
-from dgemma.profiles.profile import Profile
+from dgemma.profiles.profile import KERNELS, NATIVE, OTHER, Profile, distance
 
 logger = logging.getLogger(__name__)
 
@@ -81,18 +81,24 @@ def named(profiles: Sequence[Profile], root: Path, wanted: str) -> Profile:
 
 
 def open_first(
-    profiles: Sequence[Profile],
+    profiles: Iterable[Profile],
     here: str,
     load: Callable[[Profile], Loaded],
     refused: Sequence[Refusal] = (),
 ) -> tuple[Loaded, Selection]:
     """Load the first of `profiles` that can be, whose order is that of preference.
 
+    The next one is asked for only where those before it cannot be loaded.
+
     What was made for target `here` and cannot be loaded, and what has been `refused` before, is
-    what the choice fell back from. Raises ConfigurationError with every reason where none is left.
+    what the choice fell back from; so is what any GPU runs, where in the end the GPU runs nothing.
+    Raises ConfigurationError with every reason where none is left.
     """
     missed = list(refused)
+    no_kernels: list[Refusal] = []
+    others: list[Refusal] = []
     for profile in profiles:
+        away = distance(profile.engine.manifest, here)
         if profile.refusal is None:
             try:
                 loaded = load(profile)
@@ -101,13 +107,11 @@ def open_first(
                 missed.append(Refusal(profile.name, str(error)))
                 continue
             why = "the preferred one of those that can be served here"
+            missed += no_kernels if away == OTHER else []
             return loaded, said(Selection.of(profile, why, missed))
-        if profile.engine.manifest.target == here:
-            missed.append(Refusal(profile.name, profile.refusal))
-    others = (p for p in profiles if p.refusal and p.engine.manifest.target != here)
-    raise ConfigurationError(
-        nothing_fits([*missed, *(Refusal(p.name, p.refusal or "") for p in others)])
-    )
+        reasons = {NATIVE: missed, KERNELS: no_kernels, OTHER: others}[away]
+        reasons.append(Refusal(profile.name, profile.refusal))
+    raise ConfigurationError(nothing_fits([*missed, *no_kernels, *others]))
 
 
 def open_named(

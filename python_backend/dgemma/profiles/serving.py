@@ -5,7 +5,8 @@ Knows the order of the steps: find, build where nothing is there for this machin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -15,21 +16,33 @@ from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
 from dgemma.machine import Machine
 from dgemma.profiles.builder import Builder
-from dgemma.profiles.first_start import build_first
+from dgemma.profiles.first_start import build_first, build_kernels
 from dgemma.profiles.inventory import FoundEngine, FoundWeights, Inventory, SetAside, read
 from dgemma.profiles.layout import ENGINE, directories
 from dgemma.profiles.locks import InUse
-from dgemma.profiles.profile import Profile, preference, profiles, weights_of
+from dgemma.profiles.profile import (
+    KERNELS,
+    NATIVE,
+    OTHER,
+    Profile,
+    distance,
+    liking,
+    profiles,
+    weights_of,
+)
 from dgemma.profiles.selection import (
     Refusal,
     Selection,
     empty,
+    is_meant,
     is_preferred,
     named,
     open_first,
     open_named,
     said,
 )
+
+logger = logging.getLogger(__name__)
 
 Loaded = TypeVar("Loaded")
 
@@ -78,13 +91,56 @@ def open_wanted(
         chosen = named(found, wanted.place, wanted.profile)
         return open_named(chosen, "named by the operator", found, held)
     refused: list[Refusal] = []
-    if not any(p.refusal is None and p.engine.manifest.target == target for p in found):
+    if not any(p.refusal is None and _is_enough(p, wanted, target) for p in found):
         refused = build_first(inventory, here, wanted.geometry, builder(), wanted.content)
         inventory, found = _look(wanted, here)
     refused += _missed(inventory, found, wanted, here)
     if not found and not refused:
         raise ConfigurationError(empty(wanted.place))
-    return open_first(found, target, held, refused)
+    in_turn = _with_kernels(inventory, found, wanted, here, builder)
+    return open_first(in_turn, target, held, refused)
+
+
+def _is_enough(profile: Profile, wanted: Wanted, target: str) -> bool:
+    """Whether nothing better needs to be built before it is served.
+
+    That is so of kernels only where the operator names them, for a plan may be faster.
+    """
+    away = distance(profile.engine.manifest, target)
+    if away == KERNELS and wanted.preferred is not None:
+        return is_meant(profile, wanted.place, wanted.preferred)
+    return away == NATIVE
+
+
+def _with_kernels(
+    inventory: Inventory,
+    found: list[Profile],
+    wanted: Wanted,
+    here: Machine,
+    builder: Callable[[], Builder | None],
+) -> Iterator[Profile]:
+    """`found` one by one; behind what was compiled for this GPU an engine for any, built by then.
+
+    Whoever asks for the next one was not served by those before it.
+    """
+    target = target_of(here)
+    away = [distance(profile.engine.manifest, target) for profile in found]
+    runs = [profile.refusal is None for profile in found]
+    lacks = here.gpu is not None and (KERNELS, True) not in zip(away, runs, strict=True)
+    tried = False
+    for index, profile in enumerate(found):
+        yield profile
+        tried |= (away[index], runs[index]) == (NATIVE, True)
+        if tried and lacks and NATIVE not in away[index + 1 :]:
+            lacks = False
+            for refusal in build_kernels(
+                *(inventory, here, wanted.geometry, builder(), wanted.content)
+            ):
+                logger.error("%s: %s", refusal.name, refusal.reason)
+            known = {p.engine.directory for p in found}
+            for made in _look(wanted, here)[1]:
+                if made.engine.directory not in known:
+                    yield made
 
 
 def _open_directory(wanted: Wanted, load: Callable[[Profile], Loaded]) -> tuple[Loaded, Selection]:
@@ -116,17 +172,17 @@ def _missed(
 
     def would_be_first(aside: SetAside) -> bool:
         made = aside.manifest
-        if made.target != target or why_not(made.runtime, here) is not None:
+        if distance(made, target) == OTHER or why_not(made, here) is not None:
             return False
         if first is None:
             return True
         other = first.engine.manifest
         liked = wanted.preferred in (made.precision, aside.name)
-        mine = False, not liked, preference(target, made.precision), -aside.written
+        mine = distance(made, target), not liked, liking(made, target), -aside.written
         return mine < (
-            other.target != target,
+            distance(other, target),
             not wanted.prefers(first),
-            preference(target, other.precision),
+            liking(other, target),
             -first.engine.written,
         )
 
@@ -134,7 +190,8 @@ def _missed(
     asides = [b for b in inventory.set_aside if would_be_first(b)]
     refused = [Refusal(b.name, b.why) for b in asides]
     refused += [Refusal(b.name, b.why) for b in broken if not isinstance(b, SetAside)]
-    known = any(p.engine.manifest.target == target and wanted.prefers(p) for p in found)
+    mine = (p for p in found if distance(p.engine.manifest, target) < OTHER)
+    known = any(wanted.prefers(p) for p in mine)
     known |= any(wanted.preferred in (b.manifest.precision, b.name) for b in asides)
     if wanted.preferred is not None and not known:
         reason = f"{wanted.place} has no engine of it for {target}"

@@ -179,13 +179,14 @@ def test_two_do_not_bring_the_same_at_once(store: Path, tmp_path: Path) -> None:
 
 @pytest.fixture
 def mirrored(mirror: Path, tmp_path: Path) -> Path:
-    """A store with one revision, an engine for here, a plan with its weights, and an old engine."""
+    """A store with one revision, an engine for here, two for GPUs with weights, and an old one."""
     root = tmp_path / "mirrored"
     content = CheckpointManifest.read(brought(mirror, root)).content
     of_demo = {"geometry": Geometry.from_checkpoint(DEMO)}
     write_engine(root / "engines" / "fp32", checkpoint=content, written=1e9, **of_demo)
     write_engine(root / "engines" / "old", "int4", checkpoint="another", **of_demo)
     write_engine(root / "engines" / "plan", "fp8", "sm121", **of_demo)
+    write_engine(root / "engines" / "kernels", "fp8", "gpu", **of_demo)
     write_weights(root / "weights" / "fp8", "fp8", source=content, **of_demo)
     return root
 
@@ -206,7 +207,8 @@ def held(store: Path) -> set[str]:
             ("-p", "tensorrt_rtx-sm121-fp8-tp1-pp1", "engines/fp32"),
             {"sm121-fp8", "weights fp8", "cpu-fp32"},
         ),
-        (("--all",), {"sm121-fp8", "weights fp8", "cpu-fp32", "cpu-int4"}),
+        (("--profiles", "torch-gpu-fp8-tp1-pp1"), {"gpu-fp8", "weights fp8"}),
+        (("--all",), {"sm121-fp8", "gpu-fp8", "weights fp8", "cpu-fp32", "cpu-int4"}),
     ],
 )
 def test_profiles_of_a_mirrored_store(

@@ -6,8 +6,11 @@ from typing import Any
 
 import pytest
 
+from dgemma.engine.kernel_sources import sources_digest
 from dgemma.metrics.engine import MEASURED, NEVER, REPORT, engine_info, verification
 from dgemma.profiles.selection import Selection
+from tests.dgemma.engine.fake_engine import geometry_of
+from tests.plans import write_kernels
 
 DIGEST = "ab" * 32
 
@@ -45,6 +48,17 @@ def test_what_is_no_report_is_said_and_does_not_count(
     (tmp_path / REPORT).write_text("{")
     assert verification(tmp_path, DIGEST) == NEVER
     assert str(tmp_path / REPORT) in caplog.text
+
+
+def test_kernels_are_measured_by_the_report_of_their_own_sources(tmp_path: Path) -> None:
+    selection = Selection("id", "name", str(tmp_path), None, "rev", "why")
+    write_kernels(tmp_path, geometry_of(), "fp8", source=DIGEST)
+    (tmp_path / REPORT).write_text(json.dumps(report()))
+    # Built, and verified, with other kernels than those that run it.
+    assert engine_info(selection, None) == ("name", "gpu", "fp8", NEVER, "false")
+    of_these = report(engine={"graph_sha256": sources_digest()})
+    (tmp_path / REPORT).write_text(json.dumps(of_these))
+    assert engine_info(selection, None)[3] == MEASURED
 
 
 def test_an_engine_is_what_its_manifest_says(demo_engine: Path) -> None:

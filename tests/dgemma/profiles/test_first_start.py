@@ -118,7 +118,8 @@ def test_where_all_fail_each_says_why(fake: FakeBuilder, store: Path) -> None:
     fake.fails_at("nvfp4 fp8")
     refused = build_first(Inventory.of(store), ON_SPARK, GEOMETRY, fake.builder)
     assert [r.name for r in refused] == [
-        f"tensorrt_rtx-sm121-{precision}-tp1-pp1" for precision in ("nvfp4", "fp8")
+        *(f"tensorrt_rtx-sm121-{precision}-tp1-pp1" for precision in ("nvfp4", "fp8")),
+        "gpu",  # which this builder does not know
     ]
 
 
@@ -139,10 +140,11 @@ def test_a_target_that_cannot_be_built_here(
     fake: FakeBuilder, store: Path, changes: dict[str, Any], reason: str
 ) -> None:
     fake.knows(**changes)
-    [refused] = build_first(Inventory.of(store), ON_SPARK, GEOMETRY, fake.builder)
-    assert refused.name == "sm121"
+    refused, kernels = build_first(Inventory.of(store), ON_SPARK, GEOMETRY, fake.builder)
+    assert (refused.name, kernels.name) == ("sm121", "gpu")
     assert "no engine for sm121, and none can be built here" in refused.reason
     assert reason in refused.reason
+    assert "target gpu is not known" in kernels.reason
     assert fake.calls == []
 
 

@@ -3,19 +3,26 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from dgemma.bench.report import Report, read_report
+from dgemma.engine.base import Capacity
+from dgemma.engine.kernel_sources import sources_digest
 from dgemma.machine import Gpu, Machine
 from dgemma.manifest import Manifest, Runtime
+from dgemma.weight_store import WeightStore
 from dgemma_build.cli import app
 from dgemma_build.verify.checks import Subject
+from dgemma_build.verify.reference import StreamedReference
 from tests.dgemma.model.tiny_weights import random_network
 from tests.dgemma_build.verify.engines import GEOMETRY, cpu_engine
-from tests.plans import PLAN, write_plan, write_store
+from tests.plans import PLAN, write_kernels, write_plan, write_store
 
 SPARK = Gpu("NVIDIA GB10", "GPU-1", 121, "580.95", 2**37, 2**36)
 
@@ -147,6 +154,56 @@ def test_device_without_a_gpu_says_so_and_fails(plan: Path, store: Path) -> None
     assert result.exit_code == 1
     assert "not executed: was compiled for a GPU of compute capability 121" in result.stderr
     assert "this machine has no GPU that its driver shows" in result.stderr
+
+
+def test_kernels_are_checked_where_they_cannot_run(store: Path, tmp_path: Path) -> None:
+    file, engine = tmp_path / "report.json", tmp_path / "kernels"
+    write_kernels(engine, GEOMETRY, "int4", source="of other kernels")
+    result = run(engine, "--store", store, "--json", file)
+    assert result.exit_code == 0, result.output
+    report = read_report(file)
+    outcomes = {check.name: check.outcome for check in report.checks}
+    assert outcomes == {
+        **dict.fromkeys(("manifest", "files", "weights"), "passed"),
+        **dict.fromkeys(("machine", "passes"), "skipped"),
+    }
+    assert report.engine.graph_sha256 == sources_digest()
+    assert report.engine.built_with == "torch 2.13.0+cu130"
+    gone = run(engine, "--store", store, "--device")
+    assert gone.exit_code == 1 and "not executed: has kernels for GPUs, and this" in gone.stderr
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_kernels_are_run_on_their_gpu(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, right: bool
+) -> None:
+    """By a stand-in that computes with the torch modules and the store's weights."""
+
+    class TorchEngine(StreamedReference):
+        def __init__(self, directory: Path, store: Path, capacity: Capacity, **_: object) -> None:
+            def parameter(name: str) -> Tensor:
+                return weights.parameter(name) * (1 if right or "down_proj" not in name else 2)
+
+            weights = WeightStore.open(store)
+            super().__init__(Manifest.read(directory).geometry, capacity, parameter)
+
+        def meanwhile(self, call: object) -> None:
+            raise AssertionError("nothing of the scheduler's runs here")
+
+    module = ModuleType("dgemma.engine.torch_engine")
+    module.TorchEngine = TorchEngine  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    here = Machine(SPARK, 2**36, {"torch": "2.13.0+cu130"}, {})
+    monkeypatch.setattr(Machine, "here", lambda: here)
+    file, engine = tmp_path / "report.json", tmp_path / "kernels"
+    write_kernels(engine, GEOMETRY, "int4")
+    chosen = ("--device", "--runs", 1, "--slots", 1, "--context", 64)
+    result = run(engine, "--store", store, *chosen, "--json", file)
+    report = read_report(file)
+    assert (result.exit_code, report.passed, report.executed) == (1 - right, right, True)
+    assert report.parity and not any(p.exact for p in report.parity)
+    assert report.device.compute_capability == 121
+    assert report.memory is not None and report.memory.estimated_bytes > 10**8
 
 
 def test_a_plan_of_another_version_fails_on_its_own_gpu(
