@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dgemma.checkpoint_manifest import content_of
-from dgemma.compatibility import target_of
+from dgemma.compatibility import target_of, why_no_kernels
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
-from dgemma.machine import Machine
+from dgemma.machine import TORCH, Machine
 from dgemma.model.checkpoint import Checkpoint
 from dgemma.profiles.layout import engine_directory
 from dgemma.profiles.profile import preference
 from dgemma.targets import Target, load_targets, select
+from dgemma_build import kernels
 from dgemma_build.engine import builder_digest
 from dgemma_build.quantize.layouts import layout_of
 
@@ -53,7 +54,7 @@ class Plan:
 
     @property
     def on_gpu(self) -> bool:
-        return self.target.flavour != "onnxruntime"
+        return self.target.on_gpu
 
     def engine(self, content: str) -> Path:
         """Its place; `content` is that of the checkpoint, which a plan for GPUs does not hold.
@@ -75,14 +76,11 @@ def planned(order: Order, machine: Machine) -> Plan:
     """ConfigurationError where that cannot be built, or not of this checkpoint."""
     name = target_of(machine) if order.target == AUTO else order.target
     target = select(load_targets(order.targets), name)
-    precision = _precision(order, target)
+    precision = _precision(order, target, machine)
     geometry = Geometry.from_checkpoint(order.checkpoint)
-    version = machine.runtimes.get(target.flavour)
-    if version is None:
-        why = machine.broken.get(target.flavour, "not installed")
-        raise ConfigurationError(f"{name}: needs {target.flavour}, which does not import: {why}")
+    version = _version(target, machine)
     rows = context = None
-    if target.flavour != "onnxruntime":
+    if target.has_plan:
         rows = max(target.max_rows, 2 * (order.slots or 0))
         context = max(target.max_context, order.context or 0)
         context = min(context, geometry.max_position_embeddings)
@@ -102,14 +100,35 @@ def revision(checkpoint: Path) -> str:
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:12]
 
 
-def _precision(order: Order, target: Target) -> str:
+def _version(target: Target, machine: Machine) -> str:
+    """Of what executes its engines."""
+    if target.flavour == TORCH:  # nothing of it is needed to build one
+        return kernels.parts().runtime.version
+    version = machine.runtimes.get(target.flavour)
+    if version is None:
+        why = machine.broken.get(target.flavour, "not installed")
+        raise ConfigurationError(
+            f"{target.name}: needs {target.flavour}, which does not import: {why}"
+        )
+    return version
+
+
+def _preferred(target: Target, machine: Machine) -> str:
+    """Of an engine for any GPU what this machine's would have compiled, among what it can run."""
+    if target.flavour != TORCH:
+        return min(target.precisions, key=lambda p: preference(target.name, p))
+    able = [p for p in target.precisions if why_no_kernels(machine, p) is None]
+    return min(able or target.precisions, key=lambda p: preference(target_of(machine), p))
+
+
+def _precision(order: Order, target: Target, machine: Machine) -> str:
     stored = layout_of(order.checkpoint)
     if order.precision != AUTO:
         chosen = order.precision
     elif stored is not None:
         chosen = stored.format  # there is no other way to go on from it
     else:
-        chosen = min(target.precisions, key=lambda p: preference(target.name, p))
+        chosen = _preferred(target, machine)
     if chosen not in target.precisions:
         known = ", ".join(target.precisions)
         raise ConfigurationError(

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dgemma.checkpoint_manifest import content_of
-from dgemma.compatibility import why_not
+from dgemma.compatibility import ANY_GPU, why_no_kernels, why_not
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
 from dgemma.machine import Machine
@@ -23,7 +23,7 @@ from dgemma.profiles.layout import UNVERIFIED
 from dgemma.profiles.locks import building
 from dgemma.profiles.profile import profiles
 from dgemma_build.engine import build_engine, build_from_store
-from dgemma_build.ensure.order import Order, Plan, planned, revision
+from dgemma_build.ensure.order import AUTO, Order, Plan, planned, revision
 from dgemma_build.ensure.verification import Engine, verified_before, verify
 from dgemma_build.parts import Progress
 from dgemma_build.quantize.run import quantize_checkpoint
@@ -49,9 +49,39 @@ class Ensured:
 def ensure(order: Order, machine: Machine, told: Told) -> Ensured:
     """Weights, engine, verification, each where it is not there yet; of several who do, one does.
 
-    Raises ConfigurationError where something cannot be built, or it cannot be told whether it is
-    right.
+    Where the target is left open and its GPU gets no engine of its own, or one that is set aside,
+    the engine for any GPU is made as well. Raises ConfigurationError where something cannot be
+    built, or it cannot be told whether it is right.
     """
+    kernels = replace(order, target=ANY_GPU)
+    spare = order.target == AUTO and machine.gpu is not None
+    try:
+        ensured = _ensure(order, machine, told)
+    except ConfigurationError as error:
+        if not spare or not _runs_kernels(kernels, machine):
+            raise
+        told.line(f"{error}; making the engine for any GPU instead")
+        return _ensure(kernels, machine, told)
+    if ensured.aside is None or not spare or not _runs_kernels(kernels, machine):
+        return ensured
+    told.line(f"{ensured.directory}: {ensured.aside}; making the engine for any GPU as well")
+    try:
+        other = _ensure(kernels, machine, told)
+    except ConfigurationError as error:
+        told.line(str(error))
+        return ensured
+    return replace(ensured, done=(*ensured.done, *other.done))
+
+
+def _runs_kernels(order: Order, machine: Machine) -> bool:
+    """Whether the engine for any GPU can be built as ordered, and run here."""
+    try:
+        return why_no_kernels(machine, planned(order, machine).precision) is None
+    except ConfigurationError:
+        return False
+
+
+def _ensure(order: Order, machine: Machine, told: Told) -> Ensured:
     plan = planned(order, machine)
     done: list[str] = []
     told.line(f"{order.root}: {plan.target.name} {plan.precision}, {plan.runtime}")
