@@ -34,6 +34,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # Modules of many seconds come first, so that the workers end at about the same time. Those that
 # need the same graphs stand apart, so that no worker waits for what another is emitting.
 LONGEST = (
+    *("engine/kernels/test_operations.py", "engine/kernels/test_compiled.py"),
     *("parity/test_generation", "triton/test_refuses_to_start", "dgemma_build/test_compile.py"),
     *("parity/test_engines", "triton/test_shutdown", "dgemma_build/test_stitch"),
     *("dgemma_build/test_ensure.py", "helm/test_live"),

@@ -82,12 +82,12 @@ def _by_row(moments: Sequence[Moment]) -> list[Moment]:
 
 def _differs(parts: Parts, rng: random.Random, length: int, name: str) -> bool:
     watched = rng.randrange(CROWD)
-    crowd = [_arrival(rng, length, may_leave=index != watched) for index in range(CROWD)]
-    alone = _run(parts, [replace(crowd[watched], before_pass=0)], f"{name}-alone")
-    return _run(parts, crowd, name)[watched] != alone[0]
+    crowd = [arrival(rng, length, may_leave=index != watched) for index in range(CROWD)]
+    alone = run(parts, [replace(crowd[watched], before_pass=0)], f"{name}-alone")
+    return run(parts, crowd, name)[watched] != alone[0]
 
 
-def _arrival(rng: random.Random, length: int, may_leave: bool) -> Arrival:
+def arrival(rng: random.Random, length: int, may_leave: bool) -> Arrival:
     before = rng.randrange(12)
     leaves = may_leave and rng.random() < 0.15
     return Arrival(
@@ -134,7 +134,7 @@ def any_text(rng: random.Random, size: int) -> str:
     return "".join(rng.choices(LETTERS, k=size))
 
 
-def _run(parts: Parts, crowd: Sequence[Arrival], name: str) -> list[Outcome]:
+def run(parts: Parts, crowd: Sequence[Arrival], name: str) -> list[Outcome]:
     scheduler = parts.scheduler
     heard: list[list[Event]] = [[] for _ in crowd]
     steps = 0

@@ -27,7 +27,7 @@ from dgemma.sealed import FileRecord
 from dgemma.store_manifest import StoreManifest
 from dgemma.targets import Target, load_targets, select
 from dgemma.weight_store import WeightStore
-from dgemma_build import chain, cpu, emit_tail, gpu, in_turn, kernels, precision_pass, profiles
+from dgemma_build import any_gpu, chain, cpu, emit_tail, gpu, in_turn, precision_pass, profiles
 from dgemma_build import compile as compiler
 from dgemma_build.definition import definition_digest
 from dgemma_build.envelope import Envelope
@@ -178,7 +178,7 @@ def build_plan(
         if (max_rows, max_context, constants) != (None, None, None):
             raise ConfigurationError(_NO_PLAN.format(target=target))
         wanted = _Wanted(target, precision, policy, geometry, sources_digest())
-        return _build(out, wanted, progress, lambda work: kernels.parts())
+        return _build(out, wanted, progress, lambda work: any_gpu.parts())
     if constants is not None:
         constants.manifest.expect(constants.directory, precision=precision)
         policy = constants.manifest.policy

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dgemma.answer import Answer
 from dgemma.chat import ChatTokenizer
@@ -172,11 +173,17 @@ def _told(what: str, done: int, total: int) -> None:
 
 def _open_tail(directory: Path, engine: Engine, geometry: Geometry) -> Tail:
     """The tail that the engine was built with."""
-    embedding = engine.embedding()
+    tail = tail_of(engine.embedding(), geometry)
+    if Manifest.read(directory).tail:
+        assert isinstance(tail.draws, SeededDraws)
+        return CompiledTail.load(tail.head, tail.draws, directory, geometry)
+    return tail
+
+
+def tail_of(embedding: Tensor, geometry: Geometry) -> Tail:
+    """The tail of an engine with this embedding, where it is."""
     head = Head(embedding, geometry.final_logit_softcapping)
     draws = SeededDraws(geometry.canvas_length, geometry.vocab_size, embedding.device)
-    if Manifest.read(directory).tail:
-        return CompiledTail.load(head, draws, directory, geometry)
     return Tail(head, draws, sweep_for(embedding))
 
 

@@ -1,6 +1,7 @@
 """A service on the engine for any GPU: opened, fallen back to, and answering.
 
-The torch modules stand for its kernels and a fake runtime for TensorRT's, for both need a GPU.
+Plain torch on the host stands for its kernels and a fake runtime for TensorRT's, for both need a
+GPU.
 """
 
 from __future__ import annotations
@@ -9,27 +10,25 @@ import sys
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
-import torch
 
 import dgemma.engine.tensorrt_engine as plans
+import dgemma.engine.torch_engine as torch_engine
 from dgemma.assemble import Parts, assemble
 from dgemma.engine.base import Capacity
-from dgemma.engine.torch_reference import TorchReference
+from dgemma.engine.device import HostDevice as Host
+from dgemma.engine.torch_engine import TorchEngine
 from dgemma.errors import ConfigurationError
 from dgemma.geometry import Geometry
 from dgemma.machine import Gpu, Machine
 from dgemma.manifest import Runtime
 from dgemma.metrics.engine import profile_info
-from dgemma.model.checkpoint import fill
-from dgemma.model.network import Network
 from dgemma.profiles.serving import open_wanted
 from dgemma.request import RawRequest
 from dgemma.scheduler.events import Event, Finished
 from dgemma.scheduler.options import Options
-from dgemma.weight_store import WeightStore
 from dgemma_build.quantize.run import quantize_checkpoint
 from tests.dgemma.engine.fake_gpu import FakeTensorRT, HostDevice
 from tests.dgemma.engine.fake_tensorrt_runtime import VERSION, plan_bytes
@@ -41,18 +40,12 @@ HERE = Machine(SPARK, 2**36, {"tensorrt_rtx": VERSION, "torch": "2.13.0+cu130"},
 KERNELS = "torch-gpu-bf16-tp1-pp1"
 
 
-class TorchEngine(TorchReference):
-    """Takes its weights from the store; notes how it was made."""
+made: list[dict[str, Any]] = []  # how engines of kernels were loaded
 
-    made: ClassVar[list[dict[str, Any]]] = []
 
-    def __init__(self, directory: Path, store: Path, capacity: Capacity, **others: Any) -> None:
-        self.made.append({"directory": directory, "store": store, **others})
-        stored = WeightStore.open(store)
-        with torch.device("meta"):
-            network = Network(stored.manifest.geometry)
-        fill(network, stored.parameters(), torch.float32)
-        super().__init__(network, capacity)
+def load(directory: Path, store: Path, capacity: Capacity, **others: Any) -> TorchEngine:
+    made.append({"directory": directory, "store": store, **others})
+    return torch_engine.load(directory, store, capacity, device=Host, **others)
 
 
 @pytest.fixture(autouse=True)
@@ -61,9 +54,9 @@ def on_spark(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     here = partial(open_wanted, machine=lambda: HERE, builder=lambda: None)
     monkeypatch.setattr("dgemma.assemble.open_wanted", here)
     module = ModuleType("dgemma.engine.torch_engine")
-    monkeypatch.setattr(module, "TorchEngine", TorchEngine, raising=False)
+    monkeypatch.setattr(module, "load", load, raising=False)
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setattr(TorchEngine, "made", [])
+    made.clear()
     trt = FakeTensorRT()
     fake = partial(
         plans.TensorRTEngine,
@@ -123,9 +116,9 @@ def test_it_is_opened_with_the_weights_beside_it_and_answers(
     assert parts.selection is not None and parts.selection.name == KERNELS
     [missed] = parts.selection.fell_back_from
     assert missed.name == "sm121" and "dgemma-build is not installed" in missed.reason
-    [made] = TorchEngine.made
-    assert (made["directory"], made["store"]) == (models / "kernels", models / "weights")
-    assert (made["machine"], made["snapshot_bytes"]) == (HERE, 2**20)
+    [one] = made
+    assert (one["directory"], one["store"]) == (models / "kernels", models / "weights")
+    assert (one["machine"], one["snapshot_bytes"]) == (HERE, 2**20)
     assert_answers(parts)
     parts.in_use.close()
 
@@ -136,7 +129,7 @@ def test_a_plan_goes_first_and_one_that_does_not_load_falls_back(
     plan = add_plan(models, demo_checkpoint)
     first = served(models, demo_checkpoint)
     assert first.selection is not None and first.selection.directory == str(plan)
-    assert first.selection.fell_back_from == () and TorchEngine.made == []
+    assert first.selection.fell_back_from == () and made == []
     first.in_use.close()
     (plan / PLAN).write_bytes(b"of another version")
     renew_hashes(plan)
@@ -158,7 +151,7 @@ def test_an_engine_directory_takes_the_store_that_is_set(
     with pytest.raises(ConfigurationError, match="an engine without weights; set DGEMMA_WEIGHT_S"):
         served(alone, demo_checkpoint)
     parts = served(alone, demo_checkpoint, store=weights)
-    assert TorchEngine.made[-1]["store"] == weights
+    assert made[-1]["store"] == weights
     parts.in_use.close()
 
 

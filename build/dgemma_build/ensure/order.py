@@ -18,7 +18,7 @@ from dgemma.model.checkpoint import Checkpoint
 from dgemma.profiles.layout import engine_directory
 from dgemma.profiles.profile import preference
 from dgemma.targets import Target, load_targets, select
-from dgemma_build import kernels
+from dgemma_build import any_gpu
 from dgemma_build.engine import builder_digest
 from dgemma_build.quantize.layouts import layout_of
 
@@ -103,7 +103,7 @@ def revision(checkpoint: Path) -> str:
 def _version(target: Target, machine: Machine) -> str:
     """Of what executes its engines."""
     if target.flavour == TORCH:  # nothing of it is needed to build one
-        return kernels.parts().runtime.version
+        return any_gpu.parts().runtime.version
     version = machine.runtimes.get(target.flavour)
     if version is None:
         why = machine.broken.get(target.flavour, "not installed")

@@ -57,8 +57,8 @@ class Buckets:
 
     def all(self) -> Iterator[Bucket]:
         """Each with its regular room, the largest first: it decides the memory of all."""
-        for rows in reversed(_doubling(1, self.capacity.rows)):
-            for context in reversed(_doubling(LEAST_CONTEXT, self.capacity.context)):
+        for rows in reversed(doubling(1, self.capacity.rows)):
+            for context in reversed(doubling(LEAST_CONTEXT, self.capacity.context)):
                 for pairs in sorted({rows // 2, 0}, reverse=True):
                     yield self._bucket(rows, pairs, context)
 
@@ -72,8 +72,8 @@ class Buckets:
         """The smallest that holds a pass, with its regular room."""
         paired = any(row.partner != NO_PARTNER for row in rows)
         longest = max(1, *(row.start for row in rows))
-        count = _first(_doubling(1, self.capacity.rows), len(rows))
-        context = _first(_doubling(LEAST_CONTEXT, self.capacity.context), longest)
+        count = first_of(doubling(1, self.capacity.rows), len(rows))
+        context = first_of(doubling(LEAST_CONTEXT, self.capacity.context), longest)
         return self._bucket(count, count // 2 if paired else 0, context)
 
     def roomier(self, bucket: Bucket, load: int) -> Bucket:
@@ -81,7 +81,7 @@ class Buckets:
 
         Raises EngineFailure where the plan was not built for so many.
         """
-        room = _first(_doubling(bucket.room, self._tokens(bucket.rows)), load)
+        room = first_of(doubling(bucket.room, self._tokens(bucket.rows)), load)
         most = self._most("capacity")
         if load > most:
             raise EngineFailure(f"one expert got {load} tokens, the plan takes at most {most}")
@@ -133,7 +133,7 @@ def pairs_of(rows: Sequence[Row], count: int) -> tuple[list[int], list[int]]:
     return [rows[index].partner for index in to], to
 
 
-def _doubling(least: int, most: int) -> list[int]:
+def doubling(least: int, most: int) -> list[int]:
     """least, twice that, … and `most`."""
     sizes = [min(least, most)]
     while sizes[-1] < most:
@@ -141,5 +141,5 @@ def _doubling(least: int, most: int) -> list[int]:
     return sizes
 
 
-def _first(sizes: Sequence[int], wanted: int) -> int:
+def first_of(sizes: Sequence[int], wanted: int) -> int:
     return next((size for size in sizes if size >= wanted), sizes[-1])

@@ -64,6 +64,8 @@ class CudaDevice:
             )
         self.where = torch.device("cuda", torch.cuda.current_device())
         self._stream = torch.cuda.Stream(self.where)
+        # No two graphs run at once, so what one needs in between is memory for all.
+        self._pool = torch.cuda.graph_pool_handle()
 
     @property
     def stream(self) -> int:
@@ -86,7 +88,7 @@ class CudaDevice:
     def capture(self, call: Callable[[], None]) -> Callable[[], None]:
         graph = torch.cuda.CUDAGraph()
         # Other threads, Triton's, may go on using CUDA meanwhile.
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, self._pool, self._stream, capture_error_mode="thread_local"):
             call()
         return graph.replay
 
@@ -98,3 +100,29 @@ class CudaDevice:
         # Where memory is shared with the host CUDA takes what the page cache holds for used.
         shared = torch.cuda.get_device_properties(self.where).is_integrated
         return max(free, host_memory()[1]) if shared else free
+
+
+class HostDevice:
+    """Host memory and this thread in place of a GPU: nothing is captured, all is done at once."""
+
+    where = torch.device("cpu")
+    stream = 0
+
+    def allocate(self, nbytes: int) -> Tensor:
+        return torch.zeros(nbytes, dtype=torch.uint8)
+
+    def staging(self, nbytes: int) -> Tensor:
+        return torch.empty(nbytes, dtype=torch.uint8)
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        yield
+
+    def capture(self, call: Callable[[], None]) -> Callable[[], None]:
+        return call
+
+    def wait(self) -> None:
+        pass
+
+    def free_bytes(self) -> int:
+        return host_memory()[1]

@@ -1,4 +1,4 @@
-"""Which class runs an engine of GPUs, by its runtime.
+"""What loads an engine of GPUs, by its runtime.
 
 Knows their names; imports the one that is asked for, for each brings libraries that only it needs.
 """
@@ -16,10 +16,10 @@ from dgemma.machine import Machine
 from dgemma.manifest import Runtime
 
 _PLANS = ("dgemma.engine.tensorrt_engine", "TensorRTEngine")
-_CLASSES = {
+_LOADERS = {
     "tensorrt_rtx": _PLANS,
     "tensorrt": _PLANS,
-    "torch": ("dgemma.engine.torch_engine", "TorchEngine"),
+    "torch": ("dgemma.engine.torch_engine", "load"),
 }
 
 
@@ -40,7 +40,7 @@ class GpuEngine(Protocol):
 
 def gpu_engine(runtime: Runtime) -> GpuEngine:
     """ConfigurationError where its libraries do not import."""
-    module, name = _CLASSES[runtime.flavour]
+    module, name = _LOADERS[runtime.flavour]
     try:
         made: GpuEngine = getattr(importlib.import_module(module), name)
     except ImportError as error:

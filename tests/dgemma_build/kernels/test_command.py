@@ -68,7 +68,7 @@ def test_kernels_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "part"),
     [
         (("--target", "cpu"), "target 'cpu' is no GPU"),
-        (("--target", "sm33"), "target 'sm33' is not known; known: cpu, sm80"),
+        (("--target", "sm33"), "target 'sm33' is not known; known: cpu, gpu, sm80"),
         (("--geometry", "gemma"), "geometry 'gemma' is not known"),
         (("--json", "/nowhere/kernels.json"), "/nowhere is no directory"),
     ],

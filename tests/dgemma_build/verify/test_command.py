@@ -191,7 +191,7 @@ def test_kernels_are_run_on_their_gpu(
             raise AssertionError("nothing of the scheduler's runs here")
 
     module = ModuleType("dgemma.engine.torch_engine")
-    module.TorchEngine = TorchEngine  # type: ignore[attr-defined]
+    module.load = TorchEngine  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, module.__name__, module)
     here = Machine(SPARK, 2**36, {"torch": "2.13.0+cu130"}, {})
     monkeypatch.setattr(Machine, "here", lambda: here)

@@ -105,7 +105,7 @@ def quantized(lines: Tensor) -> Lines:
     """e4m3 with one scale per line."""
     amax = lines.float().abs().amax(1).clamp(min=1e-12)
     scale = amax / FP8_MOST
-    return Lines((lines.float() / scale[:, None]).to(FP8), scale)
+    return Lines((lines.float() / scale[:, None]).to(FP8), scale, lines.dtype)
 
 
 def rotary_table(rows: PassRows, frequencies: Tensor) -> Tensor:

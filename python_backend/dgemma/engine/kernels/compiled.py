@@ -19,14 +19,14 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from dgemma.engine.kernels import norms
+from dgemma.engine.kernels import attention, experts, heads, keep, linear, norms, routing, tail
 from dgemma.engine.kernels.chip import Chip
 from dgemma.engine.kernels.variant import Variant
 from dgemma.errors import ConfigurationError, DgemmaError
 from dgemma.geometry import Geometry
 
 # Every module that exports `variants`.
-MODULES = (norms,)
+MODULES = (attention, experts, heads, keep, linear, norms, routing, tail)
 
 _DIVISIBLE = [["tt.divisibility", 16]]
 _MATRIX = {"tcgen05.mma": "tcgen05", "wgmma.mma_async": "wgmma", "mma.sync": "mma.sync"}

@@ -23,7 +23,14 @@ from dgemma.engine.kernels.chip import Chip
 from dgemma.engine.kernels.operands import Lines, Weight
 from dgemma.engine.kernels.products import gelu, line_scales, products, scaled, store_lines
 from dgemma.engine.kernels.routed import Routed
-from dgemma.engine.kernels.tiles import OUTPUTS, Tiles, chip_at, columns, expert_tiles
+from dgemma.engine.kernels.tiles import (
+    OUTPUTS,
+    Tiles,
+    chip_at,
+    columns,
+    expert_tiles,
+    served_expert_tiles,
+)
 from dgemma.engine.kernels.variant import Variant
 from dgemma.engine.kernels.weights import checked, scale_types, served_formats, value_types
 from dgemma.geometry import Geometry
@@ -209,7 +216,7 @@ def variants(geometry: Geometry, chip: Chip) -> Iterator[Variant]:
     for format in served_formats(chip, (hidden, inner)):
         values = {"x": value_types(format)}
         absent, scales = scale_types(format)
-        for tiles in Tiles.every(chip):
+        for tiles in served_expert_tiles(geometry, chip):
             name = f"{format.name} {tiles.lines} lines"
             up = _constants(format, tiles, experts, inner, hidden, OUTPUTS // 2)
             yield Variant(

@@ -168,11 +168,13 @@ def variants(geometry: Geometry, chip: Chip) -> Iterator[Variant]:
 
 
 def _plain_shapes(geometry: Geometry) -> set[tuple[int, int]]:
-    """Outputs and inputs of attention's projections and of the dense feed-forward's last."""
-    hidden = geometry.hidden_size
+    """Outputs and inputs of attention's projections, of which the first three are one product, and
+    of the dense feed-forward's last.
+    """
+    hidden, heads = geometry.hidden_size, geometry.num_attention_heads
     shapes = {(hidden, geometry.intermediate_size)}
     for layer in geometry.layers:
-        heads = (geometry.num_attention_heads, layer.num_key_value_heads)
-        shapes |= {(count * layer.head_dim, hidden) for count in heads}
-        shapes.add((hidden, geometry.num_attention_heads * layer.head_dim))
+        groups = layer.num_key_value_heads * (1 if layer.is_full else 2)
+        shapes.add(((heads + groups) * layer.head_dim, hidden))
+        shapes.add((hidden, heads * layer.head_dim))
     return shapes

@@ -6,7 +6,6 @@ Shapes: M lines, N outputs, K inputs, I width.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dgemma.dequantize import dequantize
@@ -37,4 +36,4 @@ def real_weight(weight: Weight) -> Tensor:
 
 def rounded(out: Tensor, x: Lines) -> Tensor:
     """To bf16, but for lines in fp32: those are fp32 all through."""
-    return out if x.values.dtype == torch.float32 else out.bfloat16()
+    return out.to(x.dtype)

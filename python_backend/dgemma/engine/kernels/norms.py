@@ -79,10 +79,10 @@ def after_feed_forward(
     post_2: Tensor,
     post: Tensor,
     scalar: Tensor,
-    next_weight: Tensor | None,
+    next_weight: Tensor,
     eps: float,
     fp8: bool,
-) -> tuple[Tensor, Lines | None]:
+) -> tuple[Tensor, Lines]:
     """`x [T, D]` as it leaves the layer, and the norm of it with `next_weight [D]`.
 
     `dense [T, D]`, `routed [T, k, D]` by expert and weighted; `scalar` fp32 `[R]`, one for each
@@ -90,10 +90,10 @@ def after_feed_forward(
     """
     _contiguous(x=x, dense=dense, routed=routed)
     out = torch.empty_like(x)
-    lines = None if next_weight is None else _empty(x, fp8)
-    values, scales = (lines.values, lines.scale) if lines else (None, None)
+    lines = _empty(x, fp8)
     kernels.after_feed_forward[(x.shape[0],)](
-        *(x, dense, routed, post_1, post_2, post, scalar, next_weight, out, values, scales, eps),
+        *(x, dense, routed, post_1, post_2, post, scalar, next_weight),
+        *(out, lines.values, lines.scale, eps),
         x.shape[0] // scalar.shape[0],
         TOP=routed.shape[1],
         **_layout(x.shape[1]),
@@ -142,9 +142,8 @@ def _layout(width: int) -> dict[str, int]:
 def variants(geometry: Geometry, chip: Chip) -> Iterator[Variant]:
     """In fp8 what feeds products of it, by the policies of `dgemma.precision`."""
     formats = ("bf16", "fp8") if chip.has_fp8 else ("bf16",)
-    width, heads, row = geometry.hidden_size, geometry.num_attention_heads, "*bf16"
-    inner = {geometry.intermediate_size, geometry.moe_intermediate_size}
-    for columns in sorted(inner | {heads * layer.head_dim for layer in geometry.layers}):
+    width, row = geometry.hidden_size, "*bf16"
+    for columns in sorted({geometry.intermediate_size, geometry.moe_intermediate_size}):
         if chip.has_fp8:
             types = {"x": row, "weight": None, **_lines("fp8", "values", "scales"), "eps": "fp32"}
             yield _variant(f"quantize_rows {columns}", kernels.normed, types, columns)

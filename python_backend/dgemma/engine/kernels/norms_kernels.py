@@ -75,7 +75,7 @@ def after_feed_forward(
     x, dense, routed, post_1, post_2, post, scalar, following, out, values, scales, eps, length,
     TOP: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """`following` is the next norm's weight, or None where nothing follows."""
+    """`following` is the next norm's weight."""
     token = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     row = _load(x + token * D, columns, D)
@@ -86,15 +86,13 @@ def after_feed_forward(
     weight_1 = _load(post_1, columns, D)
     weight_2 = _load(post_2, columns, D)
     weight = _load(post, columns, D)
-    if following is not None:
-        following_weight = _load(following, columns, D)
+    following_weight = _load(following, columns, D)
     factor = tl.load(scalar + token // length)
     both = _unit(one, eps, D) * weight_1 + _unit(many, eps, D) * weight_2
     kept = ((row + _unit(both, eps, D) * weight) * factor).to(out.dtype.element_ty)
     tl.store(out + token * D + columns, kept, mask=columns < D)
-    if following is not None:
-        normed = _unit(kept.to(tl.float32), eps, D) * following_weight
-        _store(values, scales, token, columns, normed, D)
+    normed = _unit(kept.to(tl.float32), eps, D) * following_weight
+    _store(values, scales, token, columns, normed, D)
 
 
 @triton.jit

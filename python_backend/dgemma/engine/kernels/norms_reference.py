@@ -6,6 +6,8 @@ nothing is rounded where they are fp32.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,7 +20,7 @@ SMALLEST_LINE = 1e-12  # in place of the largest value of a line that is all zer
 def quantize_rows(x: Tensor) -> Lines:
     wide = x.float()
     scale = wide.abs().amax(-1).clamp(min=SMALLEST_LINE) / FP8_MOST
-    return Lines((wide / scale[:, None]).to(FP8), scale)
+    return Lines((wide / scale[:, None]).to(FP8), scale, x.dtype)
 
 
 def normed(x: Tensor, weight: Tensor, eps: float, fp8: bool) -> Lines:
@@ -54,17 +56,17 @@ def after_feed_forward(
     post_2: Tensor,
     post: Tensor,
     scalar: Tensor,
-    next_weight: Tensor | None,
+    next_weight: Tensor,
     eps: float,
     fp8: bool,
-) -> tuple[Tensor, Lines | None]:
+) -> tuple[Tensor, Lines]:
     many = routed.float().unbind(1)[0]
     for one in routed.float().unbind(1)[1:]:
         many = many + one
     both = _norm(dense, post_1, eps) + _norm(many, post_2, eps)
     factor = scalar.repeat_interleave(x.shape[0] // scalar.shape[0])[:, None]
     out = ((x.float() + _norm(both, post, eps)) * factor).to(x.dtype)
-    return out, None if next_weight is None else normed(out, next_weight, eps, fp8)
+    return out, normed(out, next_weight, eps, fp8)
 
 
 def entered(
@@ -83,4 +85,4 @@ def _norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
 
 
 def _lines(wide: Tensor, dtype: torch.dtype, fp8: bool) -> Lines:
-    return quantize_rows(wide) if fp8 else Lines(wide.to(dtype))
+    return replace(quantize_rows(wide), rounded_from=dtype) if fp8 else Lines(wide.to(dtype))

@@ -29,7 +29,13 @@ class Weight:
 
 @dataclass(frozen=True)
 class Lines:
-    """Activations `[M, K]`: bf16, or e4m3 with one scale per line."""
+    """Activations `[M, K]`: bf16, or e4m3 with one scale per line; fp32 only in plain torch."""
 
     values: Tensor
     scale: Tensor | None = None  # fp32 [M]; value = values * scale
+    rounded_from: torch.dtype = torch.bfloat16  # what e4m3 was before
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of products with it."""
+        return self.values.dtype if self.scale is None else self.rounded_from

@@ -19,9 +19,11 @@ from functools import cache
 import torch
 
 from dgemma.engine.kernels.chip import Chip
+from dgemma.geometry import Geometry
 from dgemma.precision import Format
 
 OUTPUTS = 128  # of a weight that one program has: two halves of 64 where a product is gated
+MOST_ROWS = 32  # of a pass, which no engine exceeds
 _LINES = (16, 32, 64, 128)
 _DENSE_LINES = (64, 128)
 
@@ -44,10 +46,6 @@ class Tiles:
         return cls(lines, num_warps, num_stages)
 
     @classmethod
-    def every(cls, chip: Chip) -> Iterator[Tiles]:
-        return (cls.of(lines, chip) for lines in _LINES)
-
-    @classmethod
     def dense(cls, chip: Chip) -> Iterator[Tiles]:
         return (cls.of(lines, chip) for lines in _DENSE_LINES)
 
@@ -56,6 +54,13 @@ def expert_tiles(assignments: int, num_experts: int, chip: Chip) -> Tiles:
     """Twice an expert's average, so that most need one tile and their weights are read once."""
     wanted = 2 * assignments / num_experts
     return Tiles.of(next((lines for lines in _LINES if lines >= wanted), _LINES[-1]), chip)
+
+
+def served_expert_tiles(geometry: Geometry, chip: Chip) -> list[Tiles]:
+    """Those of passes of 1 to `MOST_ROWS` rows."""
+    picked = geometry.canvas_length * geometry.top_k_experts
+    rows = range(1, MOST_ROWS + 1)
+    return list(dict.fromkeys(expert_tiles(picked * n, geometry.num_experts, chip) for n in rows))
 
 
 def dense_tiles(lines: int, chip: Chip) -> Tiles:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -53,20 +51,9 @@ def _type(value: Any) -> str:
     return {int: "i32", float: "fp32"}.get(type(value), "constexpr")
 
 
-def record(patch: pytest.MonkeyPatch, module: ModuleType, name: str) -> list[Launch]:
-    """Launches, from here on, of the kernels that `module` finds in what it calls `name`."""
-    found: list[Launch] = []
-    patch.setattr(module, name, _Recorded(getattr(module, name), found))
-    return found
-
-
-@dataclass(frozen=True)
-class _Recorded:
-    kernels: Any
-    found: list[Launch]
-
-    def __getattr__(self, name: str) -> _Recording:
-        return _Recording(getattr(self.kernels, name), self.found)
+def recording(kernel: Any, found: list[Launch]) -> Any:
+    """In the place of `kernel`: its launches are noted and not run."""
+    return _Recording(kernel, found)
 
 
 @dataclass(frozen=True)
@@ -80,6 +67,6 @@ class _Recording:
             arguments = dict(zip(names, given, strict=False))
             arguments |= {key: value for key, value in named.items() if key in names}
             options = {key: value for key, value in named.items() if key not in names}
-            self.found.append(Launch(self.kernel, arguments, options))
+            self.found.append(Launch(self, arguments, options))
 
         return launch

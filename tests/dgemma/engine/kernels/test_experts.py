@@ -14,7 +14,7 @@ from dgemma.engine.kernels.operands import Lines, Weight
 from dgemma.engine.kernels.routed import Routed
 from dgemma.engine.kernels.routing_reference import route
 from dgemma.engine.kernels.tiles import expert_tiles
-from tests.dgemma.engine.kernels.bf16_arithmetic import bf16_arithmetic
+from dgemma.geometries import DEFAULT, named_geometry
 from tests.dgemma.engine.kernels.formats import error, lines_for, poisoned_outputs, random_weight
 
 LIMIT = 1e-2
@@ -24,7 +24,7 @@ Case = tuple[Lines, Weight, Lines, Weight, Routed]
 
 @pytest.fixture(autouse=True)
 def _surroundings() -> Iterator[None]:
-    with bf16_arithmetic(), poisoned_outputs():
+    with poisoned_outputs():
         yield
 
 
@@ -130,3 +130,10 @@ def test_lines_of_another_format_are_refused() -> None:
         experts.gate_up(lines_for("bf16", torch.randn(4, 64)), gate_up, routed)
     with pytest.raises(ValueError, match="weights in bf16 want bf16 lines"):
         experts.down(x, random_weight("bf16", 2, 64, 64), routed)
+
+
+def test_most_experts_of_a_canvas_need_one_tile() -> None:
+    g, chip = named_geometry(DEFAULT), Chip.of(90)
+    picked = g.canvas_length * g.top_k_experts
+    tiles = [expert_tiles(picked * rows, g.num_experts, chip).lines for rows in (1, 2, 4, 8, 32)]
+    assert tiles == [32, 64, 128, 128, 128]

@@ -9,7 +9,6 @@ import torch
 
 from dgemma.engine.kernels import linear, linear_reference
 from dgemma.engine.kernels.operands import Lines, Weight
-from tests.dgemma.engine.kernels.bf16_arithmetic import bf16_arithmetic
 from tests.dgemma.engine.kernels.formats import error, lines_for, poisoned_outputs, random_weight
 
 LIMIT = 1e-2
@@ -18,7 +17,7 @@ formats = pytest.mark.parametrize("format", ["bf16", "fp8", "int4", "nvfp4"])
 
 @pytest.fixture(autouse=True)
 def _surroundings() -> Iterator[None]:
-    with bf16_arithmetic(), poisoned_outputs():
+    with poisoned_outputs():
         yield
 
 
