@@ -19,7 +19,7 @@ export PATH := $(BIN):$(PATH)
 export HF_HUB_OFFLINE := 1
 export ORT_DISABLE_TELEMETRY := 1
 
-.PHONY: demo serve loadtest test bench accept-1 accept-2 accept-3 accept-4 accept-5 accept-6 soak image-check train-demo evaluate-demo evaluate-precisions clean help
+.PHONY: demo serve loadtest test bench accept-1 accept-2 accept-3 accept-4 accept-5 accept-6 accept-7 bench-gpu soak image-check train-demo evaluate-demo evaluate-precisions clean help
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -53,6 +53,10 @@ test: $(VENV)/.test
 bench: $(VENV)/.test
 	@$(BUILD_ENGINE)
 	exec $(BIN)/python -m tests.bench --engine $(ENGINE) --checkpoint $(CHECKPOINT)
+
+## make bench-gpu      the torch engine on this machine's GPU, on random weights of the 26B network
+bench-gpu: $(VENV)/.test
+	@exec $(BIN)/python -m dgemma.bench gpu --out var/bench-gpu
 
 ## make accept-1       the slow checks of part 1, as a table
 accept-1: $(VENV)/.test
@@ -88,6 +92,11 @@ accept-6: $(VENV)/.test
 	@$(BUILD_ENGINE)
 	$(BIN)/python -m tests.accept.calibration
 	exec $(BIN)/python -m tests.accept.load --engine $(ENGINE) --checkpoint $(CHECKPOINT)
+
+## make accept-7       the slow checks of the GPU engine that need no GPU: every chip, real widths, tokens
+accept-7: $(VENV)/.test
+	@$(BUILD_ENGINE)
+	exec $(BIN)/python -m tests.accept.kernels --engine $(ENGINE) --checkpoint $(CHECKPOINT)
 
 ## make soak           30 minutes at 80 % of what the service can do
 soak: $(VENV)/.test

@@ -92,6 +92,46 @@ class Speed(_Part):
     engine_ms: Number = Field(description="the network alone")
     pass_ms: Number = Field(description="the network and a denoise step of the tail")
     floor_ms: Number | None = Field(description="bytes over bandwidth; null: bandwidth unknown")
+    read_bytes: Count | None = Field(default=None, description="that the pass must read at least")
+    operations: Number | None = Field(default=None, description="floating-point, of the pass")
+
+
+class Ceilings(_Part):
+    """What the device did at best in the same run."""
+
+    bandwidth_bytes_per_s: Number = Field(description="of a copy, bytes read plus written")
+    bf16_flops_per_s: Number = Field(description="of a product of large random matrices")
+    fp8_flops_per_s: Number | None = Field(description="null: torch has no such product here")
+
+
+class Part(_Part):
+    """A part of a pass, over all layers."""
+
+    name: str
+    calls: Count
+    ms: Number
+
+
+class Throughput(_Part):
+    """Tokens per second that measured passes amount to."""
+
+    rows: Count = Field(description="canvases at once")
+    context: Count
+    steps: Count = Field(description="denoise steps of each canvas")
+    fused: bool = Field(description="a commit shares the pass of the next canvas's first step")
+    tokens_per_s: Number
+
+
+class Peer(_Part):
+    """Another implementation, on the same weights and the same device in the same run."""
+
+    system: str
+    version: str
+    outcome: Outcome
+    detail: str
+    steps: Count = 0
+    ms_per_step: Number | None = None
+    tokens_per_s: Number | None = None
 
 
 class Memory(_Part):
@@ -127,6 +167,10 @@ class Report(_Part):
     checks: tuple[Check, ...]
     parity: tuple[Parity, ...] = ()
     speed: tuple[Speed, ...] = ()
+    ceilings: Ceilings | None = None
+    parts: tuple[Part, ...] = ()
+    throughput: tuple[Throughput, ...] = ()
+    peer: Peer | None = None
     memory: Memory | None = None
     hugging_face: HuggingFace | None = None
 

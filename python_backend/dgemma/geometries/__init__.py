@@ -21,9 +21,14 @@ def geometry_names() -> list[str]:
 
 def named_geometry(name: str) -> Geometry:
     """ConfigurationError lists the names where there is no such geometry."""
+    return Geometry.from_checkpoint(directory_of(name))
+
+
+def directory_of(name: str) -> Path:
+    """Where its `config.json` is; ConfigurationError as `named_geometry`."""
     if name not in (names := geometry_names()):
         raise ConfigurationError(
             f"geometry {name!r} is not known; known: {', '.join(names)}; "
             "--checkpoint DIR reads any other from its config.json"
         )
-    return Geometry.from_checkpoint(_SHIPPED / name)
+    return _SHIPPED / name
