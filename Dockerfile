@@ -48,7 +48,8 @@ COPY model_repository /opt/nim/model_repository
 COPY build/demo /opt/nim/demo
 # The name is for libraries that ask for the user's, whatever uid that is.
 ENV PATH=/opt/dgemma/bin:${PATH} HOME=/tmp LOGNAME=dgemma XDG_CACHE_HOME=/opt/nim/.cache \
-    PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
+    TRITON_CACHE_DIR=/opt/nim/.cache/triton PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1
 WORKDIR /opt/nim
 USER 1000:1000
 EXPOSE 8000 8001 8002
@@ -66,6 +67,10 @@ LABEL org.opencontainers.image.title="DiffusionGemma on Triton, for GPUs" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
+# Triton compiles what starts a kernel where it is loaded: with a C compiler and Python's headers.
+# hadolint ignore=DL3008
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev python3-dev \
+    && rm -rf /var/lib/apt/lists/*
 RUN --mount=type=bind,from=builder,source=/wheels,target=/wheels \
     --mount=type=secret,id=pip,target=/etc/pip.conf \
     python3 -m venv --without-pip /opt/dgemma \
@@ -73,13 +78,14 @@ RUN --mount=type=bind,from=builder,source=/wheels,target=/wheels \
     && /opt/dgemma/bin/python -m pip install ${TENSORRT_INDEX:+--extra-index-url "${TENSORRT_INDEX}"} \
         -r /wheels/requirements-runtime.lock -r /wheels/requirements-gpu.lock \
     && /opt/dgemma/bin/python -m pip install --no-deps /wheels/*.whl \
-    && env -u PYTHONPATH ORT_DISABLE_TELEMETRY=1 /opt/dgemma/bin/python -c "import torch, tensorrt, tensorrt_rtx, dgemma_build" \
+    && env -u PYTHONPATH ORT_DISABLE_TELEMETRY=1 /opt/dgemma/bin/python -c "import torch, triton, tensorrt, tensorrt_rtx, dgemma_build" \
     && install -d -o 1000 -g 0 -m 0775 /opt/nim/.cache
 COPY LICENSE /opt/nim/
 COPY model_repository /opt/nim/model_repository
 COPY build/demo /opt/nim/demo
 ENV PATH=/opt/dgemma/bin:${PATH} HOME=/tmp LOGNAME=dgemma XDG_CACHE_HOME=/opt/nim/.cache \
-    PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
+    TRITON_CACHE_DIR=/opt/nim/.cache/triton PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+    ORT_DISABLE_TELEMETRY=1
 WORKDIR /opt/nim
 USER 1000:1000
 EXPOSE 8000 8001 8002

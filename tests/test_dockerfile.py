@@ -107,13 +107,21 @@ def test_labels_and_version(stage: str) -> None:
 
 @pytest.mark.parametrize(
     ("stage", "modules"),
-    [("cpu", {"torch", "onnxruntime"}), ("runtime", {"torch", "tensorrt", "tensorrt_rtx"})],
+    [
+        ("cpu", {"torch", "onnxruntime"}),
+        ("runtime", {"torch", "triton", "tensorrt", "tensorrt_rtx"}),
+    ],
 )
 def test_the_build_imports_what_the_engine_needs(stage: str, modules: set[str]) -> None:
-    [installs] = values(stage, "RUN")
-    imported = re.search(r'-c "import ([\w, ]+)"', installs)
-    assert imported is not None
-    assert modules <= set(imported[1].split(", "))
+    [imported] = re.findall(r'-c "import ([\w, ]+)"', "\n".join(values(stage, "RUN")))
+    assert modules <= set(imported.split(", "))
+
+
+def test_kernels_find_what_compiles_their_launchers() -> None:
+    installs = "\n".join(values("runtime", "RUN"))
+    assert {"gcc", "python3-dev"} <= set(re.findall(r"[\w-]+", installs))
+    [variables] = values("runtime", "ENV")
+    assert "TRITON_CACHE_DIR=/opt/nim/.cache/triton" in variables.split()
 
 
 def test_all_that_is_installed_comes_from_a_lock_file_or_this_repository() -> None:
