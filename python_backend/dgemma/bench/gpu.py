@@ -6,6 +6,7 @@ computed. Needs no checkpoint: the geometry is enough.
 
 from __future__ import annotations
 
+import gc
 import importlib.metadata
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ import torch
 
 from dgemma.assemble import tail_of
 from dgemma.bench.agreement import agreement
-from dgemma.bench.parts import WatchedOperations, parts_of
+from dgemma.bench.parts import WatchedOperations
 from dgemma.bench.peer import time_peer
 from dgemma.bench.random_weights import random_weights
 from dgemma.bench.report import (
@@ -60,17 +61,17 @@ def measure(
     length = geometry.canvas_length
     slots = max(plan.rows)
     context = max(plan.contexts) + 2 * length
+    _forget(where.where)
     progress(f"{precision}: weights")
     weights = random_weights(geometry, policy, where)
     operations = operations_of(where)
     parity = tuple(agreement(weights, where, operations, progress))
-    watched = WatchedOperations(operations, where.where)
     progress(f"{precision}: graphs")
     engine = TorchEngine(
         weights,
         Capacity(slots, context, 2 * slots),
         where,
-        operations=watched,
+        operations=operations,
         progress=lambda what, done, total: progress(f"{precision}: {what} {done} of {total}"),
     )
     model = replace(Model.of(geometry, precision, flavour="torch"), policy=policy)
@@ -79,7 +80,7 @@ def measure(
     for timed in stand.timed():
         found.append(timed)
         progress(f"{precision}: {timed.rows} rows, {timed.context} tokens: {timed.denoise:.2f} ms")
-    parts = stand.parts(plan.contexts[0], lambda call, runs: parts_of(call, watched, runs))
+    parts = stand.parts(plan.contexts[0], WatchedOperations(operations, where.where))
     memory = Memory(
         peak_bytes=_peak(where.where),
         weights_bytes=model.weight_bytes,
@@ -141,6 +142,14 @@ def _device(where: torch.device) -> Device:
         memory_bytes=found.total_memory,
         cores=None,
     )
+
+
+def _forget(where: torch.device) -> None:
+    """What was measured before is no part of the peak."""
+    gc.collect()
+    if where.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(where)
 
 
 def _peak(where: torch.device) -> int:

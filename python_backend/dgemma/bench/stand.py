@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
+from dgemma.bench.parts import WatchedOperations, parts_of
 from dgemma.bench.passes import timed
 from dgemma.bench.report import Part, Speed, Throughput
 from dgemma.bench.timing import ENDLESS, median_ms
-from dgemma.engine.base import Row
+from dgemma.engine.base import Capacity, Row
 from dgemma.engine.torch_engine import TorchEngine
 from dgemma.roofline.flops import Arithmetic
 from dgemma.roofline.sizes import Model, pass_bytes
@@ -103,15 +104,21 @@ class TorchStand:
             fused=self._ms(self._step([*commits, *behind], rows)),
         )
 
-    def parts(
-        self,
-        context: int,
-        watch: Callable[[Callable[[], object], int], list[Part]],
-    ) -> list[Part]:
-        """Of a denoise pass of one canvas, as `watch` sees them; the tail is one more."""
-        rows = self._here(timed(self.engine.geometry, self.engine.capacity, 1, context))
-        found = watch(lambda: self.engine.forward(rows), self.plan.runs)
-        hidden, canvases = self.engine.forward(rows), [(self.tail.begin(0, ENDLESS, None), ENDLESS)]
+    def parts(self, context: int, watched: WatchedOperations) -> list[Part]:
+        """Of a denoise pass of one canvas, run as it comes: a graph shows no parts of it. The tail
+        is one more.
+        """
+        given, weights = self.engine.capacity, self.engine.weights
+        alone = TorchEngine(
+            weights,
+            Capacity(1, given.context, 2),
+            self.engine.device,
+            captured=False,
+            operations=watched,
+        )
+        rows = self._here(timed(self.engine.geometry, given, 1, context))
+        found = parts_of(lambda: alone.forward(rows), watched, self.plan.runs)
+        hidden, canvases = alone.forward(rows), [(self.tail.begin(0, ENDLESS, None), ENDLESS)]
         ms = self._ms(lambda: self.tail.step(hidden, canvases))
         return [*found, Part(name="tail", calls=1, ms=ms)]
 

@@ -71,7 +71,7 @@ class TorchEngine:
         else of the weights' own. Raises ConfigurationError where memory is lacking.
         """
         geometry = self.geometry = weights.geometry
-        self.capacity, self.weights, self._device, self._place = capacity, weights, device, place
+        self.capacity, self.weights, self.device, self._place = capacity, weights, device, place
         kind = dtype or activations_of(weights.policy)
         layout = pool_arena(geometry, capacity, kind)
         check_memory(place, {"K/V pools": layout.nbytes}, device.free_bytes())
@@ -103,7 +103,7 @@ class TorchEngine:
         check(rows, self.geometry, self.capacity)
         bucket = self._bucket(rows)
         try:
-            with self._device.turn():
+            with self.device.turn():
                 self._describe(rows)
                 self._passes.get(bucket, partial(self._run, bucket))()
         except Exception as error:
@@ -116,12 +116,12 @@ class TorchEngine:
 
     @torch.inference_mode()
     def snapshot(self, slot: int, start: int, stop: int) -> Snapshot:
-        with self._device.turn():
+        with self.device.turn():
             return read_positions(self.geometry, slot, start, stop, self.pools)
 
     @torch.inference_mode()
     def restore(self, slot: int, snapshot: Snapshot) -> None:
-        with self._device.turn():
+        with self.device.turn():
             put_positions(self.geometry, slot, snapshot, self.pools)
 
     def _bucket(self, rows: Sequence[Row]) -> Bucket:
@@ -166,11 +166,11 @@ class TorchEngine:
         ids = torch.zeros(self.geometry.canvas_length, dtype=torch.int64)
         row = Row(ids, 0, 0, len(ids), denoise=True, partner=NO_PARTNER)
         for done, bucket in enumerate(buckets):
-            with self._device.turn():
+            with self.device.turn():
                 self._describe([row])
                 try:
                     self._run(bucket)
-                    self._passes[bucket] = self._device.capture(partial(self._run, bucket))
+                    self._passes[bucket] = self.device.capture(partial(self._run, bucket))
                 except torch.OutOfMemoryError as error:
                     raise ConfigurationError(
                         f"{self._place}: no device memory is left for a pass of {bucket.rows} rows "

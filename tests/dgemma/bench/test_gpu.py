@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from dgemma.bench.__main__ import app
+from dgemma.bench.gpu import Subject, measure
 from dgemma.bench.parts import WatchedOperations, parts_of
 from dgemma.bench.peer import _real
 from dgemma.bench.random_weights import random_weights
-from dgemma.bench.report import read_report
-from dgemma.bench.stand import Timed
+from dgemma.bench.report import Ceilings, read_report
+from dgemma.bench.stand import Plan, Timed
 from dgemma.engine import reference
 from dgemma.engine.device import HostDevice
 from dgemma.geometry import Geometry
@@ -76,6 +78,21 @@ def test_random_weights_keep_activations_of_size_one(config: Path, precision: st
         assert real.isfinite().all()
         if real.numel() > 1000 and len(shape) > 1 and not name.startswith("embed"):
             assert float(real.std()) * shape[-1] ** 0.5 == pytest.approx(1.0, rel=0.1)
+
+
+class Captured(HostDevice):
+    """As on a GPU: what was captured shows none of its operations when it is run again."""
+
+    def capture(self, call: Callable[[], None]) -> Callable[[], None]:
+        return lambda: None
+
+
+def test_parts_are_those_of_a_pass_that_is_no_graph(config: Path) -> None:
+    subject = Subject(config, Geometry.from_checkpoint(config), "bf16")
+    plan = Plan(rows=(1,), contexts=(64,), steps=(16,), runs=2)
+    ceilings = Ceilings(bandwidth_bytes_per_s=1, bf16_flops_per_s=1, fp8_flops_per_s=None)
+    report = measure(subject, plan, Captured(), ceilings, lambda what: None)
+    assert {"attend", "keep", "route", "tail"} <= {part.name for part in report.parts}
 
 
 def test_parts_are_counted_only_while_they_are_watched() -> None:
