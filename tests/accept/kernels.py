@@ -120,7 +120,7 @@ def main(
     checkpoint: Annotated[Path, typer.Option(help="Its checkpoint directory.")],
     mixes: Annotated[int, typer.Option(help="Random mixes of requests.", min=1)] = 100,
 ) -> None:
-    """Print the table, in a quarter of an hour. The exit code is 1 where a promise does not hold."""
+    """Print the table; a quarter of an hour. The exit code is 1 where a promise does not hold."""
     torch.set_num_threads(1)
     progress, lines = Console(stderr=True), []
     for part in (compiled(), tokens(engine.resolve(), checkpoint.resolve(), mixes), interpreted()):
