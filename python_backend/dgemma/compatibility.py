@@ -20,6 +20,7 @@ _INSTALL = {
     "tensorrt_rtx": "pip install tensorrt-rtx",
     "tensorrt": "serve in NVIDIA's Triton container, which has it",
 }
+_NEEDS_E4M3 = {"fp8": "multiplies in fp8", "nvfp4": "scales its weights in fp8"}
 CPU = "cpu"
 ANY_GPU = "gpu"  # the target of engines whose kernels are compiled where they run
 
@@ -100,9 +101,9 @@ def why_no_kernels(machine: Machine, precision: str) -> str | None:
             f"has kernels for compute capabilities {known}; {gpu.name} has "
             f"{gpu.compute_capability}; select an engine for target {target_of(machine)} or cpu"
         )
-    if precision == "fp8" and not Chip.of(gpu.compute_capability).has_fp8:
+    if not Chip.of(gpu.compute_capability).takes(precision):
         return (
-            f"multiplies in fp8, for which {gpu.name} of compute capability "
+            f"{_NEEDS_E4M3[precision]}, for which {gpu.name} of compute capability "
             f"{gpu.compute_capability} has no units; select int4 or bf16, or build it with "
             f"`dgemma-build engine --target {ANY_GPU} --precision int4`"
         )

@@ -109,12 +109,16 @@ def test_kernels_run_on_every_gpu_that_they_are_laid_out_for(capability: int) ->
     here = replace(CUDA, gpu=replace(SPARK, compute_capability=capability))
     for precision in ("bf16", "int4"):
         assert why_not(of(TORCH, precision), here) is None
-    assert (why_not(of(TORCH, "fp8"), here) is None) == (capability != 80)
+    for precision in ("fp8", "nvfp4"):
+        assert (why_not(of(TORCH, precision), here) is None) == (capability != 80)
 
 
-def test_a_gpu_without_units_for_fp8_says_what_to_select() -> None:
-    message = str(why_not(of(TORCH, "fp8"), replace(CUDA, gpu=A100)))
-    assert message.startswith("multiplies in fp8, for which A100 of compute capability 80 has no")
+@pytest.mark.parametrize(
+    ("precision", "what"), [("fp8", "multiplies in fp8"), ("nvfp4", "scales its weights in fp8")]
+)
+def test_a_gpu_without_units_for_fp8_says_what_to_select(precision: str, what: str) -> None:
+    message = str(why_not(of(TORCH, precision), replace(CUDA, gpu=A100)))
+    assert message.startswith(f"{what}, for which A100 of compute capability 80 has no units;")
     assert "select int4 or bf16" in message and "--target gpu --precision int4" in message
 
 

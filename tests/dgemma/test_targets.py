@@ -160,7 +160,7 @@ def test_kernels_are_for_any_gpu_and_for_the_formats_they_multiply(tmp_path: Pat
     assert small.on_gpu and not small.has_plan and small.gpus == ()
     message = refusal(tmp_path, entry.replace('"int4"', '"fp32", "bf16", "nvfp4"'))
     assert message == (
-        "entry: Value error, torch has kernels for bf16, fp8, int4, not for fp32, nvfp4"
+        "entry: Value error, torch has kernels for bf16, fp8, int4, nvfp4, not for fp32"
     )
 
 
@@ -169,8 +169,10 @@ def test_what_is_for_any_gpu_has_the_products_of_all_that_can_run_it(tmp_path: P
     targets = load_targets(tmp_path)
     every = targets.values()
     shipped = [gpu.name for target in load_targets().values() for gpu in target.gpus]
-    assert [gpu.name for gpu in gpus_for(targets["gpu"], "bf16", every)] == shipped
-    assert [gpu.name for gpu in gpus_for(targets["gpu"], "fp8", every)] == shipped[1:]
+    for precision in ("bf16", "int4"):
+        assert [gpu.name for gpu in gpus_for(targets["gpu"], precision, every)] == shipped
+    for precision in ("fp8", "nvfp4"):
+        assert [gpu.name for gpu in gpus_for(targets["gpu"], precision, every)] == shipped[1:]
     assert shipped[0] == "A100 80 GB"
     assert gpus_for(targets["sm86"], "bf16", every) == targets["sm86"].gpus
     assert gpus_for(targets["cpu"], "int4", every) == ()

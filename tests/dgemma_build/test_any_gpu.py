@@ -38,7 +38,7 @@ def only_the_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp8", "int4"])
+@pytest.mark.parametrize("precision", ["bf16", "fp8", "int4", "nvfp4"])
 def test_of_a_geometry(tmp_path: Path, precision: str) -> None:
     result = build(tmp_path / "e", "--geometry", DEFAULT, "--precision", precision)
     assert result.exit_code == 0, result.output
@@ -72,10 +72,10 @@ def test_of_a_store_it_takes_precision_and_policy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--geometry", DEFAULT, "--precision", "nvfp4"), "'nvfp4' is not built for gpu; known: b"),
+        (("--geometry", DEFAULT, "--precision", "fp32"), "'fp32' is not built for gpu; known: bf1"),
         (("--geometry", DEFAULT, "--max-rows", 8), "are those of a plan; an engine for gpu has"),
         (("--geometry", DEFAULT, "--max-context", 512), "any number of rows and tokens"),
-        (("--checkpoint", "{demo}"), "'fp32' is not built for gpu; known: bf16, fp8, int4"),
+        (("--checkpoint", "{demo}"), "'fp32' is not built for gpu; known: bf16, fp8, int4, nvfp4"),
         (
             ("--checkpoint", "{demo}", "--precision", "bf16", "--weights-as-constants"),
             "weights inside are those of a plan",

@@ -36,6 +36,10 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_checkpoint(tmp_path_factory.mktemp("tiny") / "checkpoint", **SMALLEST)
 
 
+def on(capability: int) -> Machine:
+    return replace(KERNELS_ALONE, gpu=replace(SPARK, compute_capability=capability))
+
+
 class Steps:
     """Runs `ensure`; plans are as stores have them in tests, and wrong or refused if asked."""
 
@@ -106,6 +110,15 @@ def test_without_a_compiler_it_is_made_instead(ensuring: Steps) -> None:
     )
 
 
+def test_it_is_made_in_a_precision_that_no_plan_of_the_gpu_has(ensuring: Steps) -> None:
+    made = ensuring.run(on(90), precision="nvfp4")
+    assert made.directory.name.startswith("gpu-nvfp4-torch-") and made.aside is None
+    assert any(
+        line.startswith("precision 'nvfp4' is not built for sm90; known: bf16, fp8, int4; making")
+        for line in ensuring.lines
+    )
+
+
 def test_where_the_plan_cannot_be_built_it_is_made_instead(ensuring: Steps) -> None:
     ensuring.refuses = True
     assert ensuring.run(WITH_KERNELS).aside is None
@@ -136,27 +149,30 @@ def test_where_the_plan_is_right_there_is_no_other(ensuring: Steps) -> None:
 
 
 @pytest.mark.parametrize(
-    ("machine", "target", "precision"),
+    ("machine", "target", "precision", "message"),
     [
-        (KERNELS_ALONE, "sm121", "int4"),  # what was asked for is never replaced
-        (replace(KERNELS_ALONE, runtimes={}), "auto", "int4"),  # it would not run
-        (KERNELS_ALONE, "auto", "nvfp4"),  # it has no kernels for that
+        # What was asked for is never replaced.
+        (KERNELS_ALONE, "sm121", "int4", "sm121: needs tensorrt_rtx, which does not imp"),
+        # It would not run.
+        (replace(KERNELS_ALONE, runtimes={}), "auto", "int4", "sm121: needs tensorrt_rtx, which"),
+        # There are no kernels for that, or none for this GPU.
+        (KERNELS_ALONE, "auto", "fp32", "'fp32' is not built for sm121"),
+        (on(80), "auto", "nvfp4", "'nvfp4' is not built for sm80"),
     ],
 )
 def test_it_replaces_nothing_that_was_asked_for_or_that_it_cannot(
-    ensuring: Steps, machine: Machine, target: str, precision: str
+    ensuring: Steps, machine: Machine, target: str, precision: str, message: str
 ) -> None:
-    with pytest.raises(ConfigurationError, match="sm121: needs tensorrt_rtx, which does not imp"):
+    with pytest.raises(ConfigurationError, match=message):
         ensuring.run(machine, target=target, precision=precision)
     assert list(ensuring.order.root.iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("capability", "precision"), [(80, "int4"), (89, "int4"), (90, "fp8"), (121, "fp8")]
+    ("capability", "precision"), [(80, "int4"), (89, "int4"), (90, "fp8"), (121, "nvfp4")]
 )
 def test_its_precision_is_what_this_gpu_runs_and_prefers(
     ensuring: Steps, capability: int, precision: str
 ) -> None:
-    here = replace(KERNELS_ALONE, gpu=replace(SPARK, compute_capability=capability))
-    plan = planned(replace(ensuring.order, target="gpu", precision="auto"), here)
+    plan = planned(replace(ensuring.order, target="gpu", precision="auto"), on(capability))
     assert (plan.precision, plan.rows, plan.context) == (precision, None, None)

@@ -24,7 +24,7 @@ from dgemma.profiles.inventory import FoundEngine, FoundWeights, Inventory, prof
 PREFERRED: Mapping[str, tuple[str, ...]] = {
     "cpu": ("fp32", "fp8", "int4", "nvfp4"),
     "sm80": ("int4", "bf16"),
-    "sm89": ("int4", "fp8", "bf16"),
+    "sm89": ("int4", "nvfp4", "fp8", "bf16"),
     "sm120": ("nvfp4", "int4", "fp8", "bf16"),
     "sm121": ("nvfp4", "fp8", "int4", "bf16"),
 }

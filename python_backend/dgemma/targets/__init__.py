@@ -18,7 +18,7 @@ Flavour = Literal["onnxruntime", "tensorrt_rtx", "tensorrt", "torch"]
 Precision = Literal["fp32", "bf16", "fp8", "int4", "nvfp4"]
 Positive = Annotated[int, Field(gt=0)]
 _SHIPPED = Path(__file__).parent
-KERNELS: tuple[Precision, ...] = ("bf16", "fp8", "int4")  # that kernels multiply
+KERNELS: tuple[Precision, ...] = ("bf16", "fp8", "int4", "nvfp4")  # that kernels multiply
 
 
 class _Entry(BaseModel):

@@ -15,7 +15,7 @@ from dgemma.targets import Gpu, Target
 def gpus_for(target: Target, precision: str, known: Iterable[Target]) -> tuple[Gpu, ...]:
     """The GPUs of a target; where that is any GPU, all of the `known` targets'.
 
-    Those that have no kernels, or no matrix units for the precision, are left out of these.
+    Those that have no kernels, or none for the precision, are left out of these.
     """
     if target.flavour != "torch":
         return target.gpus
@@ -24,7 +24,7 @@ def gpus_for(target: Target, precision: str, known: Iterable[Target]) -> tuple[G
 
 def _has_kernels(target: Target, precision: str) -> bool:
     capability = int((target.compute_capability or "0").replace(".", ""))
-    return capability in CAPABILITIES and (precision != "fp8" or Chip.of(capability).has_fp8)
+    return capability in CAPABILITIES and Chip.of(capability).takes(precision)
 
 
 def is_product(gpu: Gpu, name: str) -> bool:

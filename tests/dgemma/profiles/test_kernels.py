@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -91,17 +91,17 @@ def test_what_was_compiled_for_this_gpu_then_kernels_then_the_host(store: Path) 
     ("capability", "precisions"),
     [
         (80, ["int4", "bf16"]),
-        (89, ["int4", "fp8", "bf16"]),
-        (90, ["fp8", "bf16", "int4"]),
-        (100, ["fp8", "bf16", "int4"]),
-        (120, ["int4", "fp8", "bf16"]),
-        (121, ["fp8", "int4", "bf16"]),
+        (89, ["int4", "nvfp4", "fp8", "bf16"]),
+        (90, ["fp8", "bf16", "nvfp4", "int4"]),
+        (100, ["fp8", "bf16", "nvfp4", "int4"]),
+        (120, ["nvfp4", "int4", "fp8", "bf16"]),
+        (121, ["nvfp4", "fp8", "int4", "bf16"]),
     ],
 )
 def test_among_kernels_the_gpus_own_preference_holds(
     tmp_path: Path, capability: int, precisions: list[str]
 ) -> None:
-    for precision in ("bf16", "int4", "fp8"):
+    for precision in ("bf16", "int4", "nvfp4", "fp8"):
         write_weights(tmp_path / f"w-{precision}", precision, **whole(precision))
         write_engine(tmp_path / precision, precision, "gpu")
     gpu = replace(SPARK, compute_capability=capability)
@@ -185,7 +185,7 @@ def test_kernels_are_rolled_back_and_forth(store: Path) -> None:
 # What is built at a start
 
 SPARKS = {"name": "sm121", "flavour": "tensorrt_rtx", "precisions": ["fp8", "nvfp4", "int4"]}
-ANY = {"name": "gpu", "flavour": "torch", "precisions": ["bf16", "fp8", "int4"]}
+ANY = {"name": "gpu", "flavour": "torch"}
 
 
 @dataclass(frozen=True)
@@ -195,14 +195,14 @@ class FakeBuilder(Builder):
     command: tuple[str, ...] = ()
     missing: str = ""  # a target whose compiler is not there
     failing: str = ""
+    kernels: Sequence[str] = ("bf16", "fp8", "int4", "nvfp4")
     calls: list[str] = field(default_factory=list)
 
     def output(self, *arguments: str) -> str:
         assert arguments == ("targets", "--json")
         why = {"why_not": "tensorrt_rtx does not import"}
-        return json.dumps(
-            [t | why | {"buildable": t["name"] != self.missing} for t in (SPARKS, ANY)]
-        )
+        entries = (SPARKS, ANY | {"precisions": self.kernels})
+        return json.dumps([t | why | {"buildable": t["name"] != self.missing} for t in entries])
 
     def run(self, *arguments: str, say: Callable[[str], None]) -> None:
         given = dict(zip(arguments[1::2], arguments[2::2], strict=True))
@@ -280,7 +280,8 @@ def test_where_neither_can_be_built_the_host_serves_and_says_all(tmp_path: Path)
     [
         (replace(KERNELS_ALONE, gpu=A100), ["fp8", "int4"], ["gpu int4"], "sm80 is not known"),
         (replace(KERNELS_ALONE, gpu=A100), ["fp8"], [], "multiplies in fp8, for which A100"),
-        (KERNELS_ALONE, ["nvfp4"], [], "takes bf16 or fp8 or int4 weights, and those of the store"),
+        (replace(KERNELS_ALONE, gpu=A100), ["nvfp4"], [], "scales its weights in fp8, for which"),
+        (KERNELS_ALONE, ["int4", "nvfp4"], ["gpu nvfp4"], "no engine for sm121, and none can be"),
         (
             replace(KERNELS_ALONE, gpu=replace(SPARK, compute_capability=75)),
             ["int4"],
@@ -304,6 +305,18 @@ def test_kernels_are_built_only_of_what_this_gpu_runs(
     _, selection = opened(root, here, builder=made)
     assert made.calls == built
     assert any(reason in missed.reason for missed in selection.fell_back_from)
+
+
+def test_where_kernels_take_no_weights_of_the_store_it_says_which_they_take(tmp_path: Path) -> None:
+    root = bare(tmp_path / "store", "nvfp4")
+    write_engine(root / "host", "int4", "cpu")
+    made = FakeBuilder(missing="sm121", kernels=("bf16", "int4"))
+    _, selection = opened(root, KERNELS_ALONE, builder=made)
+    assert made.calls == []
+    assert any(
+        "takes bf16 or int4 weights, and those of the store are nvfp4;" in missed.reason
+        for missed in selection.fell_back_from
+    )
 
 
 def test_kernels_that_are_set_aside_are_not_built_again(tmp_path: Path) -> None:

@@ -32,6 +32,10 @@ class Chip:
             )
         return _CHIPS[capability]
 
+    def takes(self, precision: str) -> bool:
+        """Whether weights of it can be read: codes of fp8 and scales of nvfp4 are e4m3."""
+        return self.has_fp8 or precision not in ("fp8", "nvfp4")
+
 
 _CHIPS = {
     chip.capability: chip

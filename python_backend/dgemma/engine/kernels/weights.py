@@ -20,7 +20,7 @@ def served_formats(chip: Chip, inputs: tuple[int, ...]) -> Iterator[Format]:
     for name in _SERVED:
         format = FORMATS[name]
         whole = all(columns % (format.group_size or 1) == 0 for columns in inputs)
-        if whole and (name not in ("fp8", "nvfp4") or chip.has_fp8):
+        if whole and chip.takes(name):
             yield format
 
 
