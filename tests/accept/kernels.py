@@ -13,7 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-os.environ["TRITON_INTERPRET"] = "1"  # before kernels are imported
+if __name__ == "__main__":  # and not in the processes that compile kernels, which read this too
+    os.environ["TRITON_INTERPRET"] = "1"  # before kernels are imported
 
 import torch
 import typer
