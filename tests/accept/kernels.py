@@ -13,8 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
-if __name__ == "__main__":  # and not in the processes that compile kernels, which read this too
-    os.environ["TRITON_INTERPRET"] = "1"  # before kernels are imported
+# Before kernels are imported: interpret them here, and not where processes that compile them read
+# this as they start.
+if __name__ == "__main__":
+    os.environ["TRITON_INTERPRET"] = "1"
+else:
+    os.environ.pop("TRITON_INTERPRET", None)
 
 import torch
 import typer
