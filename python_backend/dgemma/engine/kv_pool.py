@@ -7,7 +7,7 @@ a committed row; knows nothing of masks: what stands in a pool is masked by posi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -49,15 +49,14 @@ class KVPool:
         for index, row in enumerate(rows):
             if row.denoise:
                 continue
-            linear = np.arange(row.start, row.end)
             # Of a row longer than the window only the last W tokens have a place in the ring.
             skip = max(0, row.valid - self.window)
-            ring = linear[skip:] % self.window
+            linear = [(slice(row.start, row.end), slice(row.valid))]
+            ring = list(_in_ring(row.start + skip, row.end, self.window, skip))
             for array, full, new in zip(self.arrays, self.full, fresh, strict=True):
-                if full:
-                    array[row.slot, :, row.start : row.end] = new[index, :, : row.valid]
-                else:
-                    array[row.slot][:, ring] = new[index, :, skip : row.valid]
+                kept, given = array[row.slot], new[index]
+                for to, of in linear if full else ring:
+                    kept[:, to] = given[:, of]
 
     def read(self, slot: int, start: int, stop: int) -> Snapshot:
         """Copies of positions of a slot, `[G, n, d]` each; of rings, of the last W of them."""
@@ -77,3 +76,15 @@ class KVPool:
     def _places(self, start: int, stop: int) -> tuple[Places, Places]:
         """Where positions live in full layers and in rings."""
         return np.arange(start, stop), np.arange(max(start, stop - self.window), stop) % self.window
+
+
+def _in_ring(start: int, stop: int, size: int, first: int) -> Iterator[tuple[slice, slice]]:
+    """Where at most `size` positions stand in a ring, and in a row whose token `first` is `start`.
+
+    Up to two slices: numpy copies those three times as fast as positions one by one.
+    """
+    while start < stop:
+        place = start % size
+        count = min(stop - start, size - place)
+        yield slice(place, place + count), slice(first, first + count)
+        start, first = start + count, first + count
