@@ -37,15 +37,18 @@ def locked(name: str, *, exclusive: bool = True) -> Iterator[None]:
 
 
 def emitted(
-    geometry: Geometry, dtype: torch.dtype = torch.float32, fused: bool = False
+    geometry: Geometry,
+    dtype: torch.dtype = torch.float32,
+    fused: bool = False,
+    shared: bool = False,
 ) -> onnx.ModelProto:
     """What `emit` gives; it is called once in a run, for a graph takes it many seconds.
 
     For tests of what surrounds a graph, and of what it computes.
     """
-    key = hashlib.sha256(repr((geometry, dtype, fused)).encode()).hexdigest()
+    key = hashlib.sha256(repr((geometry, dtype, fused, shared)).encode()).hexdigest()
     with locked(f"graph-{key}"):
-        return cached_graph(geometry, dtype, graphs(), fused)
+        return cached_graph(geometry, dtype, graphs(), fused, shared)
 
 
 def graphs() -> Path:

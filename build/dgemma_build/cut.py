@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from onnx import GraphProto, NodeProto
 
-from dgemma.engine.graph import OF_LAYER, ROW_INPUTS
+from dgemma.engine.graph import OF_LAYER, ROW_INPUTS, TOKENS
 
 BEFORE = -1  # in place of a layer's index: what is computed without any layer
 
@@ -46,7 +46,7 @@ def cut(graph: GraphProto, depth: int) -> Cut:
     owner = {value.name: layer_of(value.name) for value in graph.input}
     owner["norm.weight"] = depth  # the network's last norm is what comes after the layers
     # Indices, masks and rotary tables may serve many layers; what came from weights may not.
-    weighed = {name for name in owner if name not in (*ROW_INPUTS, "room")}
+    weighed = {name for name in owner if name not in (*ROW_INPUTS, TOKENS, "room")}
     weighed -= {name for name in owner if name.startswith("pool_")}
     for node in graph.node:
         newest = max((owner.get(name, BEFORE) for name in node.input), default=BEFORE)

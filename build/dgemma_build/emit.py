@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dgemma.engine.graph import ROW_INPUTS, fresh_names, pool_names
+from dgemma.engine.graph import ROW_INPUTS, TOKENS, fresh_names, pool_names
 from dgemma.geometry import Geometry
 from dgemma.model.attention import RowIndex
 from dgemma.model.network import Network
@@ -27,7 +27,7 @@ OPSET = 23  # the first with RMSNormalization
 
 # Sizes of the example that is traced. They only have to differ from each other and from every
 # size of the geometry, so that no dynamic axis is mistaken for a static one.
-_ROWS, _PAIRS, _SLOTS, _CONTEXT, _RING, _ROOM = 3, 2, 5, 131, 61, 59
+_ROWS, _PAIRS, _SLOTS, _CONTEXT, _RING, _ROOM, _TOKENS = 3, 2, 5, 131, 61, 59, 53
 
 
 class _PureNetwork(nn.Module):
@@ -54,34 +54,41 @@ class _PureNetwork(nn.Module):
 
 
 def emit(
-    geometry: Geometry, dtype: torch.dtype = torch.float32, fused: bool = False
+    geometry: Geometry,
+    dtype: torch.dtype = torch.float32,
+    fused: bool = False,
+    shared: bool = False,
 ) -> onnx.ModelProto:
     """The graph of one pass; weights are inputs named as `Network`'s parameters.
 
-    Inputs and outputs are listed in `dgemma.engine.graph`. Takes no memory for weights, and some
-    seconds for each layer that is exported: of networks with more than two layers of a kind only
-    the `pattern` is, and the graph of all layers is stitched from it.
+    Inputs and outputs are listed in `dgemma.engine.graph`; with `shared`, which of each row's
+    tokens are computed is an input too. Takes no memory for weights, and some seconds for each
+    layer that is exported: of networks with more than two layers of a kind only the `pattern` is,
+    and the graph of all layers is stitched from it.
     """
     few = pattern(geometry)
     if len(few.layers) == len(geometry.layers):
-        return export(geometry, dtype, fused)
-    return stitch(export(few, dtype, fused), geometry)
+        return export(geometry, dtype, fused, shared)
+    return stitch(export(few, dtype, fused, shared), geometry)
 
 
-def export(geometry: Geometry, dtype: torch.dtype, fused: bool) -> onnx.ModelProto:
+def export(
+    geometry: Geometry, dtype: torch.dtype, fused: bool, shared: bool = False
+) -> onnx.ModelProto:
     """What `emit` gives, with every layer traced; the time grows faster than their number."""
+    row_inputs = (*ROW_INPUTS, TOKENS) if shared else ROW_INPUTS
     with torch.device("meta"):
         network = Network(geometry, fused).eval()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        arguments = _example(geometry, network, dtype)
+        arguments = _example(geometry, network, dtype, shared)
         with silence(), torch.no_grad():
             program = torch.onnx.export(
                 _PureNetwork(network),
                 arguments,
                 dynamo=True,
                 opset_version=OPSET,
-                dynamic_shapes=_dynamic_axes(geometry, len(arguments[3])),
-                input_names=[*ROW_INPUTS, "room", *pool_names(geometry), *_weight_names(network)],
+                dynamic_shapes=_dynamic_axes(geometry, len(arguments[3]), shared),
+                input_names=[*row_inputs, "room", *pool_names(geometry), *_weight_names(network)],
                 output_names=["hidden", "load", *fresh_names(geometry)],
                 optimize=True,
                 verbose=False,
@@ -119,8 +126,10 @@ def _weight_names(network: Network) -> list[str]:
     return [name for name, _ in network.named_parameters()]
 
 
-def _example(geometry: Geometry, network: Network, dtype: torch.dtype) -> tuple[Any, ...]:
-    length = geometry.canvas_length
+def _example(
+    geometry: Geometry, network: Network, dtype: torch.dtype, shared: bool
+) -> tuple[Any, ...]:
+    length = _TOKENS if shared else geometry.canvas_length
 
     def integers(*shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.int64)
@@ -134,6 +143,7 @@ def _example(geometry: Geometry, network: Network, dtype: torch.dtype) -> tuple[
         integers(_PAIRS),
         integers(_CONTEXT),
         integers(_RING),
+        *([integers(_TOKENS)] if shared else []),
     )
     pools = []
     for layer in geometry.layers:
@@ -144,9 +154,12 @@ def _example(geometry: Geometry, network: Network, dtype: torch.dtype) -> tuple[
     return rows, integers(_ROOM), tuple(pools), tuple(weights)
 
 
-def _dynamic_axes(geometry: Geometry, weights: int) -> tuple[Any, ...]:
+def _dynamic_axes(geometry: Geometry, weights: int, shared: bool) -> tuple[Any, ...]:
     auto = torch.export.Dim.DYNAMIC
-    rows = tuple({0: auto} for _ in ROW_INPUTS)
+    rows: tuple[dict[int, Any], ...] = tuple({0: auto} for _ in ROW_INPUTS)
+    if shared:
+        ids_and_soft = {0: auto, 1: auto}
+        rows = (ids_and_soft, ids_and_soft, *rows[2:], {0: auto})
     pools = tuple(
         {0: auto, 2: auto} if layer.is_full else {0: auto}
         for layer in geometry.layers

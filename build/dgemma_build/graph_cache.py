@@ -23,7 +23,11 @@ _EXPORTERS = ("torch", "onnx", "onnxscript", "onnx-ir")
 
 
 def cached_graph(
-    geometry: Geometry, dtype: torch.dtype, cache_dir: Path, fused: bool = False
+    geometry: Geometry,
+    dtype: torch.dtype,
+    cache_dir: Path,
+    fused: bool = False,
+    shared: bool = False,
 ) -> onnx.ModelProto:
     """What `emit` gives, from `cache_dir` where it was emitted before.
 
@@ -31,13 +35,13 @@ def cached_graph(
     is known, and replaced. Files appear under their names only when they are complete, so builds
     may share the directory.
     """
-    key = _key(geometry, dtype, fused)
+    key = _key(geometry, dtype, fused, shared)
     for path in cache_dir.glob(f"{key}-*.onnx"):
         content = path.read_bytes()
         if path.name == _name(key, content):
             return onnx.load_from_string(content)
         path.unlink(missing_ok=True)
-    graph = emit(geometry, dtype, fused)
+    graph = emit(geometry, dtype, fused, shared)
     cache_dir.mkdir(parents=True, exist_ok=True)
     content = graph.SerializeToString()
     with tempfile.NamedTemporaryFile(dir=cache_dir, suffix=".partial", delete=False) as file:
@@ -52,11 +56,12 @@ def cached_graph(
     return graph
 
 
-def _key(geometry: Geometry, dtype: torch.dtype, fused: bool) -> str:
+def _key(geometry: Geometry, dtype: torch.dtype, fused: bool, shared: bool) -> str:
     made_from = {
         "geometry": geometry.to_dict(),
         "dtype": str(dtype),
         "fused": fused,
+        "shared": shared,
         "definition": definition_digest(),
         "exporters": {name: importlib.metadata.version(name) for name in _EXPORTERS},
     }

@@ -4,13 +4,14 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 import torch
 
 from dgemma.engine.base import Capacity, Row
 from dgemma.engine.batch import to_arrays
-from dgemma.engine.graph import ROW_INPUTS, fresh_names, pool_names
+from dgemma.engine.graph import ROW_INPUTS, TOKENS, fresh_names, pool_names
 from dgemma.engine.kv_pool import KVPool
 from dgemma.errors import ConfigurationError
 from dgemma.model.attention import RowIndex
@@ -37,7 +38,7 @@ def capacity_graph() -> onnx.ModelProto:
 
 @pytest.fixture(scope="module")
 def fused_graph() -> onnx.ModelProto:
-    return emitted(GEOMETRY, fused=True)
+    return emitted(GEOMETRY, fused=True, shared=True)
 
 
 @pytest.fixture(params=["capacity_graph", "fused_graph"])
@@ -50,7 +51,7 @@ def graph(request: pytest.FixtureRequest) -> onnx.ModelProto:
 def test_inputs_are_the_pass_the_pools_and_every_weight_by_name(graph: onnx.ModelProto) -> None:
     names = {value.name for value in graph.graph.input}
     pass_inputs = {*ROW_INPUTS, "room", *pool_names(GEOMETRY)}
-    assert names <= pass_inputs | set(SHAPES)
+    assert names <= pass_inputs | {TOKENS} | set(SHAPES)
     # Only what a graph has no use for may be missing.
     assert (pass_inputs | set(SHAPES)) - names <= {"room"}
 
@@ -98,7 +99,11 @@ def test_rows_slots_and_context_are_dynamic(graph: onnx.ModelProto) -> None:
         value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
         for value in graph.graph.input
     }
-    assert dims["ids"][1] == L
+    if TOKENS in dims:  # of a share of any size
+        assert dims["ids"][1] == dims["soft"][1] == dims[TOKENS][0]
+        assert isinstance(dims[TOKENS][0], str)
+    else:
+        assert dims["ids"][1] == L
     for name in ROW_INPUTS:
         assert isinstance(dims[name][0], str), name
     sliding, full = dims["pool_k.0"], dims["pool_k.1"]
@@ -150,7 +155,7 @@ def test_attached_weights_stay_outside_and_the_graph_computes_what_the_network_d
     ]
     arrays = to_arrays(rows, GEOMETRY, capacity)
     room = torch.arange(4 * L)
-    feeds = {**arrays, "room": room.numpy()}
+    feeds = {**arrays, TOKENS: np.arange(L), "room": room.numpy()}
     feeds |= dict(zip(pool_names(GEOMETRY), pool.arrays, strict=True))
     known = {value.name for value in session.get_inputs()}
     got = session.run(None, {k: v for k, v in feeds.items() if k in known})

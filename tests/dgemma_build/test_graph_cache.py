@@ -22,9 +22,12 @@ class Emission:
     def __init__(self) -> None:
         self.count = 0
 
-    def __call__(self, geometry: Geometry, dtype: torch.dtype, fused: bool) -> onnx.ModelProto:
+    def __call__(
+        self, geometry: Geometry, dtype: torch.dtype, fused: bool, shared: bool
+    ) -> onnx.ModelProto:
         self.count += 1
-        return make_model(make_graph([], f"{len(geometry.layers)} {dtype} {fused}", [], []))
+        name = f"{len(geometry.layers)} {dtype} {fused} {shared}"
+        return make_model(make_graph([], name, [], []))
 
 
 @pytest.fixture
@@ -44,18 +47,19 @@ def test_a_graph_is_emitted_once(emission: Emission, tmp_path: Path) -> None:
 def test_another_geometry_type_or_form_is_another_graph(emission: Emission, tmp_path: Path) -> None:
     wide = geometry_of(hidden_size=512)
     wanted = (
-        (GEOMETRY, torch.bfloat16, False),
-        (wide, torch.bfloat16, False),
-        (GEOMETRY, torch.float32, False),
-        (GEOMETRY, torch.float32, True),
+        (GEOMETRY, torch.bfloat16, False, False),
+        (wide, torch.bfloat16, False, False),
+        (GEOMETRY, torch.float32, False, False),
+        (GEOMETRY, torch.float32, True, False),
+        (GEOMETRY, torch.float32, True, True),
     )
-    for geometry, dtype, fused in wanted:
-        cached_graph(geometry, dtype, tmp_path, fused)
-    assert emission.count == 4
-    for geometry, dtype, fused in wanted:
-        graph = cached_graph(geometry, dtype, tmp_path, fused)
-        assert graph.graph.name == f"2 {dtype} {fused}"
-    assert emission.count == 4
+    for geometry, dtype, fused, shared in wanted:
+        cached_graph(geometry, dtype, tmp_path, fused, shared)
+    assert emission.count == 5
+    for geometry, dtype, fused, shared in wanted:
+        graph = cached_graph(geometry, dtype, tmp_path, fused, shared)
+        assert graph.graph.name == f"2 {dtype} {fused} {shared}"
+    assert emission.count == 5
 
 
 def test_another_definition_is_another_graph(

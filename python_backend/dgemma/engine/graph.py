@@ -26,6 +26,15 @@ ROW_INPUTS = (
     "ring_index",
 )
 
+# Which of each row's tokens a graph computes, where it is that of a share of a pass.
+TOKENS = "tokens"
+# What says where rows stand and nothing of what is in them.
+INDEX_INPUTS = (*ROW_INPUTS[2:], TOKENS)
+
+# The number of a pass, a scalar larger than the size of any tensor: by it shares know whether the
+# others have come as far as they have.
+NUMBER = "number"
+
 # The residual stream, `[R, L, D]`, where a network is cut in plans.
 ENTERING, LEAVING = "entering", "leaving"
 
@@ -43,3 +52,18 @@ def pool_names(geometry: Geometry) -> list[str]:
 def fresh_names(geometry: Geometry) -> list[str]:
     """K then V that each layer computed in this pass."""
     return [f"fresh_{kind}.{i}" for i in range(len(geometry.layers)) for kind in "kv"]
+
+
+def lines_names(geometry: Geometry) -> list[str]:
+    """What each layer of a share reads: K then V of all shares, lines `[R * G * T, d]` of each."""
+    return [f"lines_{kind}.{i}" for i in range(len(geometry.layers)) for kind in "kv"]
+
+
+def arrived_name(layer: int) -> str:
+    """The numbers of the last passes in which each share had this layer's K/V, `[shares]`."""
+    return f"arrived.{layer}"
+
+
+def arrival_name(layer: int) -> str:
+    """A share's own such number, a scalar."""
+    return f"arrival.{layer}"

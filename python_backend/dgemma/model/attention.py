@@ -5,9 +5,11 @@ A row attends to a copy of its slot's context, into which its own fresh K/V and 
 written, so that a commit and a first denoise in one pass read what they would read in two. A token
 stands where its position alone says, and what is absent or masked adds exact zeros: neither a
 neighbour with a longer context nor the borders of the chunks that a prompt was encoded in move a
-row's numbers, so cached K/V are those that encoding again would give.
-Shapes: R rows, P pairs, L row length, H query heads, G K/V heads, d head size, N context positions
-that the pass reads (of a ring at most its W), S = N + L keys of a row.
+row's numbers, so cached K/V are those that encoding again would give. Queries may be a share of
+each row's tokens, where others compute the rest.
+Shapes: R rows, P pairs, L row length, T tokens of a share (L where there is one), H query heads, G
+K/V heads, d head size, N context positions that the pass reads (of a ring at most its W), S = N + L
+keys of a row.
 """
 
 from __future__ import annotations
@@ -37,18 +39,19 @@ class RowIndex:
     pair_to: Tensor  # [P], … these rows
     context_index: Tensor  # [N] = arange(N), what full layers read of a pool
     ring_index: Tensor  # [N] = arange(N), what sliding layers do
+    tokens: Tensor | None = None  # [T] = arange(T) + the first of them; None: all L
 
 
 @dataclass(frozen=True)
 class Keys:
     """What one kind of layer attends to in this pass; the same for all its layers."""
 
-    bias: Tensor  # fp32 [R, 1, L, S], 0 or MASKED
-    cos: Tensor  # fp32 [R, L, d / 2]
+    bias: Tensor  # fp32 [R, 1, T, S], 0 or MASKED
+    cos: Tensor  # fp32 [R, T, d / 2]
     sin: Tensor
     context: Tensor  # [R * G * S], lines of a pool `[slots * G * (W or max N), d]`
     length: int  # S: worked out from what is gathered, a compiler would not know it from R * S
-    source: Tensor  # [(R + P) * G * L], lines of fresh K or V `[R * G * L, d]` …
+    source: Tensor  # [(R + P) * G * L], lines of fresh K or V, `[R * G * T, d]` of each share …
     target: Tensor  # [(R + P) * G * L], … that go to these lines of the context `[R * G * S, d]`
 
 
@@ -60,23 +63,24 @@ def build_keys(g: Geometry, layer: LayerGeometry, rows: RowIndex, size: int, tab
     """
     window, length = g.sliding_window, g.canvas_length
     own = torch.arange(length)
-    queries = rows.start[:, None] + own  # [R, L]
+    linear = rows.start[:, None] + own  # [R, L]
+    queries = linear if rows.tokens is None else rows.start[:, None] + rows.tokens  # [R, T]
     index = rows.context_index if layer.is_full else rows.ring_index
     total = index.shape[0] + length
     places = torch.cat([index, index.shape[0] + own])  # [S]
     ring = places[-1:] + 1  # S, as a tensor
     # A denoise row sees all of its canvas, an encode row what is not after the query.
-    upper = torch.where(rows.denoise[:, None], queries[:, -1:], queries)[:, :, None]
+    upper = torch.where(rows.denoise[:, None], linear[:, -1:], queries)[:, :, None]
     if layer.is_full:
         keys = places[None, None]  # [1, 1, S]
         held = torch.minimum(places, index[-1:])[None]  # own places may lie beyond the pool's end
     else:
         # Position p stands at p mod S, so a place names the last such position of the row.
-        last = queries[:, -1:]  # [R, 1]
+        last = linear[:, -1:]  # [R, 1]
         keys = last - torch.remainder(last - places, ring)
         held = torch.remainder(keys, window)  # [R, S]
         keys = torch.where(keys >= 0, keys, ABSENT)[:, None]
-    seen = keys <= upper  # [R, L, S]
+    seen = keys <= upper  # [R, T, S]
     if not layer.is_full:
         # One rectangle for a canvas: the last W - 1 tokens before it, whatever the query.
         reach = torch.where(rows.denoise[:, None], rows.start[:, None], queries) - (window - 1)
@@ -92,17 +96,28 @@ def build_keys(g: Geometry, layer: LayerGeometry, rows: RowIndex, size: int, tab
     kept = torch.minimum(own, end - 1)  # [P, L]
     if not layer.is_full:
         kept = torch.maximum(kept, end - window)
-    token = torch.cat([own.expand_as(queries), kept])  # [R + P, L], of the rows that …
-    place = torch.cat([queries, first + kept])  # … write to these places
+    token = torch.cat([own.expand_as(linear), kept])  # [R + P, L], of the rows that …
+    place = torch.cat([linear, first + kept])  # … write to these places
     if not layer.is_full:
         place = torch.remainder(place, ring)
     each = torch.arange(rows.start.shape[0])
+    source_row, target_row = (
+        torch.cat([each, pair])[:, None]  # [R + P, 1]
+        for pair in (rows.pair_from, rows.pair_to)
+    )
+    width = length
+    if rows.tokens is not None:
+        # Shares are of one size and stand one after the other; the last may overlap its neighbour.
+        width = rows.tokens.shape[0]
+        share = token // width
+        source_row = source_row + share * rows.start.shape[0]
+        token = token - (share * width).clamp(max=length - width)
 
     def flat(row: Tensor, line: Tensor, lines: int | Tensor) -> Tensor:
-        head = torch.cat([each, row])[:, None, None] * layer.num_key_value_heads + heads
+        head = row[:, None] * layer.num_key_value_heads + heads
         return (head * lines + line[:, None]).flatten()
 
-    source, target = flat(rows.pair_from, token, length), flat(rows.pair_to, place, total)
+    source, target = flat(source_row, token, width), flat(target_row, place, total)
     return Keys(bias, cos, sin, lines, total, source, target)
 
 
