@@ -24,11 +24,13 @@ from dgemma.model.checkpoint import Checkpoint, load_tensors, parameter_shapes
 from dgemma.weight_store import WeightStore
 from dgemma_build.emit import emit
 from dgemma_build.emit_tail import emit_tail
+from dgemma_build.index_graph import split_index
+from dgemma_build.meetings import add_meetings
 from dgemma_build.parts import Parts, Progress
 from dgemma_build.precision_pass import apply_precision
 from dgemma_build.store import write_store
 
-GRAPH, WEIGHTS = "graph.onnx", "weights.safetensors"
+GRAPH, INDEX, WEIGHTS = "graph.onnx", "index.onnx", "weights.safetensors"
 # On a CPU the detour over gathered tokens costs more than this many tiny experts computed for every
 # token, and so small a network is bound by the number of its operations.
 FEW_EXPERTS = 8
@@ -69,7 +71,7 @@ def from_store(store: WeightStore, work: Path, progress: Progress) -> Parts:
         real = ((name, store.parameter(name)) for name in names)
         return _plain(manifest.geometry, real, work, progress)
     progress("graph", 0, 1)
-    graph = emit(manifest.geometry)
+    graph = emit(manifest.geometry, shared=True)
     apply_precision(graph, manifest.policy)
     for name in manifest.files:
         link(store.directory / name, work / name)
@@ -149,7 +151,7 @@ def _plain(
     written = write_store(work / WEIGHTS, shapes, torch.float32, tensors, advance)
     places = {name: Bytes(WEIGHTS, p.offset, p.length, "F32") for name, p in written.items()}
     progress("graph", 0, 1)
-    graph = emit(geometry, fused=geometry.num_experts <= FEW_EXPERTS)
+    graph = emit(geometry, fused=geometry.num_experts <= FEW_EXPERTS, shared=True)
     return _save(geometry, graph, places, work, progress)
 
 
@@ -161,13 +163,15 @@ def _save(
     progress: Progress,
 ) -> Parts:
     tail = emit_tail(geometry)
-    for name, model in ((GRAPH, graph), *tail.items()):
+    index, graph = split_index(graph)
+    add_meetings(graph, geometry)
+    for name, model in ((INDEX, index), (GRAPH, graph), *tail.items()):
         attach_weights(model, places)
         onnx.save(model, work / name)
     progress("graph", 1, 1)
     weights = tuple(sorted({place.file for place in places.values()}))
     runtime = Runtime("onnxruntime", importlib.metadata.version("onnxruntime"))
-    return Parts(runtime, GRAPH, weights, bindings(graph), tuple(tail))
+    return Parts(runtime, GRAPH, weights, bindings(graph), tuple(tail), INDEX)
 
 
 def bindings(graph: onnx.ModelProto) -> tuple[Binding, ...]:

@@ -27,7 +27,18 @@ from dgemma.sealed import FileRecord
 from dgemma.store_manifest import StoreManifest
 from dgemma.targets import Target, load_targets, select
 from dgemma.weight_store import WeightStore
-from dgemma_build import any_gpu, chain, cpu, emit_tail, gpu, in_turn, precision_pass, profiles
+from dgemma_build import (
+    any_gpu,
+    chain,
+    cpu,
+    emit_tail,
+    gpu,
+    in_turn,
+    index_graph,
+    meetings,
+    precision_pass,
+    profiles,
+)
 from dgemma_build import compile as compiler
 from dgemma_build.definition import definition_digest
 from dgemma_build.envelope import Envelope
@@ -36,7 +47,10 @@ from dgemma_build.parts import Parts, Progress
 from dgemma_build.quantize.run import quantize_checkpoint
 
 # What decides an engine besides the network's definition.
-_BUILDERS = (compiler, chain, cpu, gpu, in_turn, precision_pass, profiles, *emit_tail.MODULES)
+_BUILDERS = (
+    *(compiler, chain, cpu, gpu, in_turn, index_graph, meetings, precision_pass, profiles),
+    *emit_tail.MODULES,
+)
 _NO_PLAN = (
     "rows, context and weights inside are those of a plan; an engine for {target} has none, and "
     "takes any number of rows and tokens"
@@ -273,7 +287,7 @@ def _made(out: Path, wanted: _Wanted, make: Callable[[Path], Parts]) -> Manifest
     try:
         parts = make(work)
         plans = tuple(link.file for link in parts.chain) or (parts.graph,)
-        names = filter(None, (*plans, *parts.weights, *parts.tail, *parts.others))
+        names = filter(None, (*plans, *parts.weights, *parts.tail, parts.index, *parts.others))
         manifest = Manifest(
             **vars(wanted),
             runtime=parts.runtime,
@@ -282,6 +296,7 @@ def _made(out: Path, wanted: _Wanted, make: Callable[[Path], Parts]) -> Manifest
             bindings=parts.bindings,
             profiles=parts.profiles,
             tail=parts.tail,
+            index=parts.index,
             constants=parts.constants,
             chain=parts.chain,
             files={name: FileRecord.of(work / name) for name in names},

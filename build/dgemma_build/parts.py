@@ -19,6 +19,7 @@ class Parts:
     weights: tuple[str, ...] = ()
     bindings: tuple[Binding, ...] = ()
     tail: tuple[str, ...] = ()  # graphs of the tail, where it does not run in torch
+    index: str | None = None  # as in `Manifest`
     others: tuple[str, ...] = ()  # such as a build log
     profiles: tuple[Mapping[str, tuple[int, int]], ...] = ()  # as in `Manifest`
     constants: str | None = None  # as in `Manifest`

@@ -73,6 +73,9 @@ class Manifest:
     # are rows, pairs, slots, context, ring and capacity.
     profiles: tuple[Mapping[str, tuple[int, int]], ...] = ()
     tail: tuple[str, ...] = ()  # file names of the tail's graphs; none: the tail runs in torch
+    # File name of a graph of what the places of a pass's rows decide, whose outputs `graph` takes;
+    # None: `graph` works it out itself.
+    index: str | None = None
     constants: str | None = None  # `StoreManifest.content` of the weights that a plan holds itself
     # Plans in the order of their execution; none: `graph` is the whole network. `bindings` are the
     # network's, under its own names, and the residual stream between plans.

@@ -35,7 +35,7 @@ L = GEOMETRY.canvas_length
 @pytest.fixture(scope="module")
 def graph() -> onnx.ModelProto:
     """Emitted once; most of these tests are about what surrounds it."""
-    return emitted(GEOMETRY, fused=True)
+    return emitted(GEOMETRY, fused=True, shared=True)
 
 
 @pytest.fixture(autouse=True)
@@ -73,10 +73,11 @@ def test_an_engine_is_a_graph_a_store_and_a_manifest(checkpoint: Path, tmp_path:
     assert not built.up_to_date
     manifest = Manifest.read(tmp_path / "engine")
     assert manifest == built.manifest
-    files = {manifest.graph, *manifest.weights, LOOK.file, MOVE.file}
+    files = {manifest.graph, "index.onnx", *manifest.weights, LOOK.file, MOVE.file}
     assert set(stamps(tmp_path / "engine")) == {*files, FILE_NAME}
     assert set(manifest.files) == files
     assert manifest.tail == (LOOK.file, MOVE.file)
+    assert manifest.index == "index.onnx"
     assert (manifest.target, manifest.precision) == ("cpu", "fp32")
     assert manifest.geometry == GEOMETRY
     manifest.verify(tmp_path / "engine")
@@ -189,7 +190,9 @@ def test_another_definition_of_the_network_is_another_engine(
     assert not build(checkpoint, tmp_path / "engine").up_to_date
 
 
-@pytest.mark.parametrize("name", ["graph.onnx", "weights.safetensors", "tail_look.onnx"])
+@pytest.mark.parametrize(
+    "name", ["graph.onnx", "index.onnx", "weights.safetensors", "tail_look.onnx"]
+)
 @pytest.mark.parametrize("content", [b"", b"broken", None])
 def test_a_broken_engine_is_built_again(
     checkpoint: Path, tmp_path: Path, name: str, content: bytes | None

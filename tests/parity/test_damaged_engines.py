@@ -16,7 +16,7 @@ from dgemma.engine.base import Capacity
 from dgemma.engine.onnx_engine import OnnxEngine
 from dgemma.errors import ConfigurationError
 from dgemma.manifest import FILE_NAME
-from dgemma_build.cpu import GRAPH, WEIGHTS
+from dgemma_build.cpu import GRAPH, INDEX, WEIGHTS
 from dgemma_build.engine import build_engine
 from tests.manifests import edit_manifest, renew_hashes
 from tests.oracle.checkpoints import TEXT, write_tiny_checkpoint
@@ -56,18 +56,26 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def test_a_graph_that_takes_another_kind_of_pass_is_refused(engine: Path) -> None:
+@pytest.mark.parametrize(("file", "known"), [(GRAPH, "ids"), (INDEX, "start")])
+def test_a_graph_that_takes_another_kind_of_pass_is_refused(
+    engine: Path, file: str, known: str
+) -> None:
     """As one that another version of this software emitted."""
-    graph = onnx.load(engine / GRAPH, load_external_data=False)
+    graph = onnx.load(engine / file, load_external_data=False)
     for node in graph.graph.node:
-        node.input[:] = ["context_start" if name == "start" else name for name in node.input]
-    (start,) = (value for value in graph.graph.input if value.name == "start")
-    start.name = "context_start"
-    onnx.save(graph, engine / GRAPH)
+        node.input[:] = ["other" if name == known else name for name in node.input]
+    (value,) = (value for value in graph.graph.input if value.name == known)
+    value.name = "other"
+    onnx.save(graph, engine / file)
     renew_hashes(engine)
-    with pytest.raises(
-        ConfigurationError, match=r"graph\.onnx: unknown inputs: context_start; build"
-    ):
+    with pytest.raises(ConfigurationError, match=f"{file}: unknown inputs: other; build"):
+        open_engine(engine)
+
+
+def test_an_engine_without_an_index_is_refused(engine: Path) -> None:
+    """Every one was, before there were any."""
+    edit_manifest(engine, index=None)
+    with pytest.raises(ConfigurationError, match=r"without an index; build it again with"):
         open_engine(engine)
 
 
@@ -75,7 +83,7 @@ def test_a_whole_engine_opens(engine: Path) -> None:
     assert open_engine(engine).geometry.num_experts == TEXT["num_experts"]
 
 
-@pytest.mark.parametrize("name", [FILE_NAME, GRAPH, WEIGHTS])
+@pytest.mark.parametrize("name", [FILE_NAME, GRAPH, INDEX, WEIGHTS])
 @pytest.mark.parametrize("damage", [Path.unlink, truncate, empty])
 def test_a_file_that_is_missing_or_cut_short_is_named(
     engine: Path, name: str, damage: Damage

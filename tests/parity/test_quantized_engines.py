@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,18 +14,27 @@ import torch
 from torch import Tensor
 
 from dgemma.engine.base import Capacity, Row
-from dgemma.engine.batch import to_arrays
-from dgemma.engine.graph import pool_names
+from dgemma.engine.batch import Arrays, to_arrays
+from dgemma.engine.graph import (
+    NUMBER,
+    TOKENS,
+    arrival_name,
+    arrived_name,
+    fresh_names,
+    lines_names,
+    pool_names,
+)
 from dgemma.engine.kv_pool import KVPool
 from dgemma.engine.onnx_engine import OnnxEngine
 from dgemma.engine.torch_reference import TorchReference
 from dgemma.errors import ConfigurationError
+from dgemma.geometry import Geometry
 from dgemma.manifest import Manifest
 from dgemma.model.checkpoint import fill
 from dgemma.model.network import Network
 from dgemma.precision import policy_of
 from dgemma.weight_store import WeightStore
-from dgemma_build.cpu import GRAPH
+from dgemma_build.cpu import GRAPH, INDEX
 from dgemma_build.engine import build_engine, build_from_store
 from tests.dgemma_build.quantized import TokenRounding
 from tests.oracle.checkpoints import CANVAS, WHOLE_GROUPS, write_tiny_checkpoint
@@ -92,15 +102,51 @@ class RoundedActivations:
         graph.graph.output.extend(map(onnx.helper.make_empty_tensor_value_info, self.names))
         onnx.save(graph, engine / "observed.onnx")
         self.session = onnxruntime.InferenceSession(engine / "observed.onnx")
+        self.index = onnxruntime.InferenceSession(engine / INDEX)
 
     def of(self, rows: list[Row], pool: KVPool) -> tuple[dict[int, Tensor], Tensor]:
         """With them the hidden states."""
-        pools = dict(zip(pool_names(self.geometry), pool.arrays, strict=True))
-        inputs = to_arrays(rows, self.geometry, CAPACITY) | pools
+        inputs = to_arrays(rows, self.geometry, CAPACITY)
+        inputs |= dict(zip(pool_names(self.geometry), pool.arrays, strict=True))
+        inputs[TOKENS] = np.arange(CANVAS)  # one share
         inputs["room"] = np.arange(inputs["ids"].size)  # a place for every token, as the reference
-        hidden, *rounded = self.session.run(["hidden", *self.names], inputs)
+        decided = self.index.run(None, wanted(self.index, inputs))
+        inputs |= {v.name: a for v, a in zip(self.index.get_outputs(), decided, strict=True)}
+        hidden, *rounded = observed_pass(self.session, inputs, self.geometry, self.names)
         by_name = dict(zip(self.names, map(torch.from_numpy, rounded), strict=True))
         return {at: by_name[name] for at, name in self.weights.items()}, torch.from_numpy(hidden)
+
+
+def wanted(session: onnxruntime.InferenceSession, inputs: Arrays) -> Arrays:
+    return {value.name: inputs[value.name] for value in session.get_inputs()}
+
+
+def observed_pass(
+    session: onnxruntime.InferenceSession, inputs: Arrays, geometry: Geometry, names: list[str]
+) -> list[np.ndarray[Any, Any]]:
+    """Hidden states and the values `names`, of a pass whose only share this is."""
+    binding = session.io_binding()
+    made = {NUMBER: np.full((), 2**40)}
+    outputs = {}
+    fresh = zip(fresh_names(geometry), lines_names(geometry), strict=True)
+    heads = [(layer.num_key_value_heads, layer.head_dim) for layer in geometry.layers for _ in "kv"]
+    for (name, lines), (g, d) in zip(fresh, heads, strict=True):
+        outputs[name] = np.zeros((len(inputs["ids"]), g, CANVAS, d), np.float32)
+        made[lines] = outputs[name].reshape(-1, d)
+    for layer in range(len(geometry.layers)):
+        made[arrived_name(layer)] = np.zeros(1, np.int64)
+        outputs[arrival_name(layer)] = made[arrived_name(layer)][0, ...]
+    made = wanted(session, inputs | made)
+    values = {name: onnxruntime.OrtValue.ortvalue_from_numpy(a) for name, a in made.items()}
+    shared = {name: onnxruntime.OrtValue.ortvalue_from_numpy(a) for name, a in outputs.items()}
+    for name, value in values.items():
+        binding.bind_ortvalue_input(name, value)
+    for name in ("hidden", *names):
+        binding.bind_output(name)
+    for name, value in shared.items():
+        binding.bind_ortvalue_output(name, value)
+    session.run_with_iobinding(binding)
+    return [value.numpy() for value in binding.get_outputs()[: 1 + len(names)]]
 
 
 def test_hidden_states_are_those_of_the_stored_values(engine: Path) -> None:

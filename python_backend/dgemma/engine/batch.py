@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dgemma.engine.base import NO_PARTNER, Capacity, Row
+from dgemma.engine.graph import TOKENS
 from dgemma.errors import EngineFailure
 from dgemma.geometry import Geometry
 
@@ -73,26 +74,41 @@ class PassShape:
         )
 
 
-def allocate(shape: PassShape, geometry: Geometry) -> Arrays:
-    """The graph's inputs but for `room` and the pools, to be filled; names as in `RowIndex`."""
-    length = geometry.canvas_length
+def allocate(shape: PassShape, geometry: Geometry, tokens: range | None = None) -> Arrays:
+    """The graph's inputs but for `room` and the pools, to be filled; names as in `RowIndex`.
+
+    Of a share of the pass, where `tokens` says which of each row's tokens are its own.
+    """
+    own = range(geometry.canvas_length) if tokens is None else tokens
     one_each = ("start", "valid", "slot")
-    return {
-        "ids": np.zeros((shape.rows, length), np.int64),
-        "soft": np.zeros((shape.rows, length, geometry.hidden_size), np.float32),
+    arrays: Arrays = {
+        "ids": np.zeros((shape.rows, len(own)), np.int64),
+        "soft": np.zeros((shape.rows, len(own), geometry.hidden_size), np.float32),
         "denoise": np.zeros(shape.rows, np.bool_),
         **{name: np.zeros(shape.rows, np.int64) for name in one_each},
         **{name: np.zeros(shape.pairs, np.int64) for name in ("pair_from", "pair_to")},
         "context_index": np.arange(shape.context),
         "ring_index": np.arange(shape.ring),
     }
+    return arrays if tokens is None else arrays | {TOKENS: np.arange(own.start, own.stop)}
 
 
 def fill(arrays: Arrays, rows: Sequence[Row]) -> None:
     """Describe `rows` in arrays of their shape, whatever these held before."""
+    fill_contents(arrays, rows, slice(None))
+    fill_index(arrays, rows)
+
+
+def fill_contents(arrays: Arrays, rows: Sequence[Row], own: slice) -> None:
+    """What stands in each row's tokens `own`."""
     for index, row in enumerate(rows):
-        arrays["ids"][index] = row.ids.numpy()
-        arrays["soft"][index] = 0.0 if row.soft is None else row.soft.numpy()
+        arrays["ids"][index] = row.ids.numpy()[own]
+        arrays["soft"][index] = 0.0 if row.soft is None else row.soft.numpy()[own]
+
+
+def fill_index(arrays: Arrays, rows: Sequence[Row]) -> None:
+    """Where the rows stand."""
+    for index, row in enumerate(rows):
         arrays["denoise"][index] = row.denoise
         arrays["start"][index] = row.start
         arrays["valid"][index] = row.valid

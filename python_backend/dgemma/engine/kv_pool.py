@@ -44,15 +44,19 @@ class KVPool:
         shapes = cls.shapes(geometry, slots, context)
         return sum(math.prod(shape) for shape in shapes) * np.dtype(np.float32).itemsize
 
-    def write(self, rows: Sequence[Row], fresh: Sequence[FloatArray]) -> None:
-        """Keep the K/V of the encode rows; `fresh` is K, V per layer, `[R, G, L, d]`."""
+    def write(self, rows: Sequence[Row], fresh: Sequence[FloatArray], first: int = 0) -> None:
+        """Keep the K/V of the encode rows; `fresh` is K, V per layer, `[R, G, T, d]`.
+
+        T tokens of each row from its token `first` on: a share of them, or all.
+        """
         for index, row in enumerate(rows):
-            if row.denoise:
+            stop = min(row.valid, first + fresh[0].shape[2])
+            if row.denoise or stop <= first:
                 continue
             # Of a row longer than the window only the last W tokens have a place in the ring.
-            skip = max(0, row.valid - self.window)
-            linear = [(slice(row.start, row.end), slice(row.valid))]
-            ring = list(_in_ring(row.start + skip, row.end, self.window, skip))
+            skip = max(first, row.valid - self.window)
+            linear = [(slice(row.start + first, row.start + stop), slice(stop - first))]
+            ring = list(_in_ring(row.start + skip, row.start + stop, self.window, skip - first))
             for array, full, new in zip(self.arrays, self.full, fresh, strict=True):
                 kept, given = array[row.slot], new[index]
                 for to, of in linear if full else ring:

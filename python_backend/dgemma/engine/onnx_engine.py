@@ -1,15 +1,14 @@
 """The `cpu` engine: a pass through onnxruntime.
 
-Knows how to load an engine directory, how to spread rows over cores and how to run again with more
+Knows how to load an engine directory, how many cores share a pass and how to run again with more
 expert capacity; knows nothing of sampling.
 """
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,21 +18,26 @@ from torch import Tensor
 
 from dgemma.engine.base import Capacity, Row, Snapshot
 from dgemma.engine.batch import PassShape, check
-from dgemma.engine.bound_pass import BoundPass
-from dgemma.engine.graph import ROW_INPUTS, pool_names
+from dgemma.engine.bound_pass import BoundPass, Core, Cores
+from dgemma.engine.graph import (
+    NUMBER,
+    ROW_INPUTS,
+    TOKENS,
+    arrived_name,
+    lines_names,
+    pool_names,
+)
 from dgemma.engine.kv_pool import KVPool
-from dgemma.engine.lanes import Pace, lane_rows, lanes_of
+from dgemma.engine.shares import Meeting, share_out
 from dgemma.errors import ConfigurationError, EngineFailure
 from dgemma.geometry import Geometry
 from dgemma.manifest import REBUILD, Manifest
 from dgemma.ort import ort
 
 SHAPES = 64  # kept with their arrays
-# Of weights, up to which lanes may pay: each of the two sessions packs its own copy of them.
+# Of weights, up to which every core reads all of them, from its own copy.
 SMALL = 2**26
 _EMBEDDING = "embed_tokens.weight"
-
-Part = tuple[BoundPass, Sequence[int]]  # rows that have been run, and where they stand in the pass
 
 
 class OnnxEngine:
@@ -57,23 +61,13 @@ class OnnxEngine:
         self.reruns = 0
         self._later: list[Callable[[], object]] = []
         self._embedding = _read_embedding([directory / name for name in manifest.weights])
-        graph = directory / manifest.graph
-        self._threads = threads or len(os.sched_getaffinity(0))
-        self._session = self._lane = _open_session(graph, self._threads)
-        self._check_inputs(graph)
-        weight_bytes = sum((directory / name).stat().st_size for name in manifest.weights)
-        self._has_lanes = self._threads > 1 and weight_bytes <= SMALL
-        if self._has_lanes:
-            self._lane = _open_session(graph, 1)
-            self._others = ThreadPoolExecutor(self._threads - 1, "lane")
-        # Pools never move, so the session reads them where they are.
+        self._cores = _open_cores(directory, manifest, threads or len(os.sched_getaffinity(0)))
+        # Pools never move, so sessions read them where they are.
         self._pools = {
             name: ort.OrtValue.ortvalue_from_numpy(array)
             for name, array in zip(pool_names(self.geometry), self.pool.arrays, strict=True)
         }
-        self._bound = lru_cache(SHAPES * self._threads)(self._bind)
-        self._pace = lru_cache(SHAPES)(lambda shape: Pace())
-        self._whole: dict[int, Tensor] = {}
+        self._bound = lru_cache(SHAPES)(self._bind)
 
     def snapshot(self, slot: int, start: int, stop: int) -> Snapshot:
         return self.pool.read(slot, start, stop)
@@ -90,80 +84,66 @@ class OnnxEngine:
     def forward(self, rows: Sequence[Row]) -> Tensor:
         check(rows, self.geometry, self.capacity)
         shape = PassShape.of(rows, self.geometry, self.capacity)
-        pace = self._pace(shape)
-        in_lanes = self._has_lanes and pace.choose()
-        began = time.perf_counter()
-        parts = self._in_lanes(rows) if in_lanes else [self._together(shape, rows)]
-        pace.took(in_lanes, time.perf_counter() - began)
+        bound = self._bound(shape)
+        self._run(bound, rows)
         # A pass takes all cores, and the tail behind it one.
         calls, self._later = self._later, []
         for call in calls:
             call()
-        for bound, taken in parts:
-            if bound.fresh:
-                self.pool.write([rows[index] for index in taken], bound.fresh)
-        return self._joined(parts, len(rows))
+        if shape.encodes:
+            bound.keep(self.pool, rows)
+        return torch.from_numpy(bound.hidden)
 
-    def _together(self, shape: PassShape, rows: Sequence[Row]) -> Part:
-        return self._run(self._bound(shape, self._session, 0), rows), range(len(rows))
-
-    def _in_lanes(self, rows: Sequence[Row]) -> list[Part]:
-        """Each lane on a core; the last one on that of whoever asks."""
-
-        def run(at: int) -> Part:
-            lane = lane_rows(rows, lanes[at])
-            shape = PassShape.of(lane, self.geometry, self.capacity)
-            return self._run(self._bound(shape, self._lane, at), lane), lanes[at]
-
-        lanes = lanes_of(rows, self._threads)
-        *others, last = range(len(lanes))
-        running = [self._others.submit(run, at) for at in others]
-        try:
-            own = run(last)
-        finally:  # nobody may write to the pools meanwhile
-            wait(running)
-        return [own, *(part.result() for part in running)]
-
-    def _joined(self, parts: Sequence[Part], rows: int) -> Tensor:
-        """Hidden states of all rows, `[R, L, D]`."""
-        if len(parts) == 1:
-            return torch.from_numpy(parts[0][0].hidden)
-        if (whole := self._whole.get(rows)) is None:
-            size = (rows, self.geometry.canvas_length, self.geometry.hidden_size)
-            whole = self._whole[rows] = torch.zeros(size)
-        for bound, taken in parts:
-            whole.numpy()[taken] = bound.hidden
-        return whole
-
-    def _check_inputs(self, graph: Path) -> None:
-        """Refuse a graph that takes another kind of pass: one of an older or newer version."""
-        found = {value.name for value in self._session.get_inputs()}
-        known = {*ROW_INPUTS, "room", *pool_names(self.geometry)}
-        # A network without a kind of layer has no use for what that kind needs.
-        if odd := sorted(found - known):
-            raise ConfigurationError(f"{graph}: unknown inputs: {', '.join(odd)}; {REBUILD}")
-
-    def _bind(self, shape: PassShape, session: ort.InferenceSession, lane: int) -> BoundPass:
-        """What lanes hold apart, since they run at once."""
-        return BoundPass(session, self._pools, shape, self.geometry)
+    def _bind(self, shape: PassShape) -> BoundPass:
+        return BoundPass(self._cores, self._pools, shape, self.geometry)
 
     def _guess(self, tokens: int) -> int:
         """Expert capacity to try: half as much again as an even spread needs."""
         even = -(-tokens * self.geometry.top_k_experts // self.geometry.num_experts)
         return min(tokens, max(8, int(even * 1.5)))
 
-    def _run(self, bound: BoundPass, rows: Sequence[Row]) -> BoundPass:
+    def _run(self, bound: BoundPass, rows: Sequence[Row]) -> None:
         """Run until no expert overflows; a pass that overflowed is void and leaves no trace."""
-        room = self._guess(len(rows) * self.geometry.canvas_length)
+        room = self._guess(len(rows) * len(self._cores.each[0].tokens))
         while True:
             try:
                 load = bound.run(rows, room)
             except Exception as error:
                 raise EngineFailure(f"onnxruntime could not run the pass: {error}") from error
             if load <= room:
-                return bound
+                return
             self.reruns += 1
             room = load
+
+
+def _open_cores(directory: Path, manifest: Manifest, threads: int) -> Cores:
+    """Shares of a small network on a core each, or one share of a large one on all threads."""
+    if manifest.index is None:
+        raise ConfigurationError(f"{directory}: of another version, without an index; {REBUILD}")
+    index, graph = directory / manifest.index, directory / manifest.graph
+    weight_bytes = sum((directory / name).stat().st_size for name in manifest.weights)
+    length = manifest.geometry.canvas_length
+    shares = share_out(length, threads if weight_bytes <= SMALL else 1)
+    each = 1 if len(shares) > 1 else threads
+    cores = [
+        Core(tokens, _open_session(index, each), _open_session(graph, each)) for tokens in shares
+    ]
+    _check_inputs(manifest.geometry, {index: cores[0].index, graph: cores[0].network})
+    meeting = Meeting(len(manifest.geometry.layers), len(shares))
+    return Cores(cores, meeting, ThreadPoolExecutor(max(1, len(shares) - 1), "share"))
+
+
+def _check_inputs(geometry: Geometry, sessions: Mapping[Path, ort.InferenceSession]) -> None:
+    """Refuse graphs that take another kind of pass: those of an older or newer version."""
+    layers = range(len(geometry.layers))
+    known = {*ROW_INPUTS, TOKENS, "room", *pool_names(geometry)}
+    known |= {NUMBER, *lines_names(geometry), *map(arrived_name, layers)}
+    for path, session in sessions.items():
+        found = {value.name for value in session.get_inputs()}
+        # A network without a kind of layer has no use for what that kind needs.
+        if odd := sorted(found - known):
+            raise ConfigurationError(f"{path}: unknown inputs: {', '.join(odd)}; {REBUILD}")
+        known |= {value.name for value in session.get_outputs()}
 
 
 def _open_session(graph: Path, threads: int) -> ort.InferenceSession:
