@@ -156,6 +156,20 @@ def test_a_pass_that_overflowed_and_was_run_again_leaves_no_trace(
         assert (a == b).all()
 
 
+@pytest.mark.parametrize("seed", range(2))
+def test_a_pass_on_two_cores_has_the_bits_that_it_has_on_one(kind: Kind, seed: int) -> None:
+    """Whatever either of them has an expert overflow with, and so has to run again."""
+    one, two = kind.compiled(1), kind.compiled(2)
+    alike = padded(torch.tensor([70]), CANVAS, 70)
+    for rows in random_passes(seed + 70):
+        rows.append(Row(alike, rows[0].slot, 64, CANVAS, denoise=True))
+        ours, theirs = two.forward(rows), one.forward(rows)
+        for i, row in enumerate(rows):
+            assert torch.equal(ours[i, : row.valid], theirs[i, : row.valid])
+    for a, b in zip(one.pool.arrays, two.pool.arrays, strict=True):
+        assert (a == b).all()
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_rows_hidden_states_are_the_same_bits_alone_and_among_others(
