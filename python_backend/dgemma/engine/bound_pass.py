@@ -55,14 +55,7 @@ class BoundPass:
         self._cores = cores
         size = (shape.rows, geometry.canvas_length, geometry.hidden_size)
         self.hidden: FloatArray = np.zeros(size, np.float32)
-        heads = [(layer.num_key_value_heads, layer.head_dim) for layer in geometry.layers]
-        width = len(cores.each[0].tokens)
-        # Of all shares, so that each reads what the others write.
-        fresh: list[FloatArray] = [
-            np.zeros((len(cores.each), shape.rows, g, width, d), np.float32)
-            for g, d in heads
-            for _ in "kv"
-        ]
+        fresh = cores.meeting.fresh(shape.rows)
         common: Arrays = {NUMBER: cores.meeting.number}
         common |= {arrived_name(i): numbers for i, numbers in enumerate(cores.meeting.arrived)}
         for name, array in zip(lines_names(geometry), fresh, strict=True):
@@ -102,6 +95,11 @@ class BoundPass:
             self.hidden[:, share.own] = share.hidden
         return max(loads)
 
+    def forget(self) -> None:
+        """Give back what the rows' places have decided, which grows with rows times keys."""
+        for share in self._shares:
+            share.forget()
+
     def keep(self, pool: KVPool, rows: Sequence[Row]) -> None:
         """Write the K/V of the encode rows to their slots."""
         for share in self._shares:
@@ -117,7 +115,8 @@ class _Share:
         self._load: NDArray[np.int64] = np.zeros((), np.int64)
         self._core, self._arrays, self._room = core, arrays, np.arange(0)
         self._io, self._index_io = core.network.io_binding(), core.index.io_binding()
-        self._is_placed = self._has_index = False
+        self._is_placed = False
+        self._decided: list[NDArray[np.generic]] = []  # by the index, once it was run
         # Values that share memory with arrays; a binding alone keeps neither alive.
         self._bound: list[tuple[ort.OrtValue, NDArray[np.generic]]] = []
 
@@ -150,7 +149,7 @@ class _Share:
     def _place(self, rows: Sequence[Row]) -> None:
         """Work out what the rows' places decide; a canvas stands where it stood a step before."""
         fill_index(self._arrays, rows)
-        if self._has_index:
+        if self._decided:
             self._core.index.run_with_iobinding(self._index_io)
             return
         # Only a run tells the sizes of what it gives; later ones give it where this one did.
@@ -158,13 +157,16 @@ class _Share:
         for name in names:
             self._index_io.bind_output(name)
         self._core.index.run_with_iobinding(self._index_io)
-        found = self._index_io.copy_outputs_to_cpu()
+        self._decided = self._index_io.copy_outputs_to_cpu()
         self._index_io.clear_binding_outputs()
-        for name, array in zip(names, found, strict=True):
-            value = self._value(array)
+        for name, array in zip(names, self._decided, strict=True):
+            value = ort.OrtValue.ortvalue_from_numpy(array)
             self._index_io.bind_ortvalue_output(name, value)
             self._io.bind_ortvalue_input(name, value)
-        self._has_index = True
+
+    def forget(self) -> None:
+        self._index_io.clear_binding_outputs()
+        self._is_placed, self._decided = False, []
 
     def _value(self, array: NDArray[np.generic]) -> ort.OrtValue:
         value = ort.OrtValue.ortvalue_from_numpy(array)

@@ -34,7 +34,8 @@ from dgemma.geometry import Geometry
 from dgemma.manifest import REBUILD, Manifest
 from dgemma.ort import ort
 
-SHAPES = 64  # kept with their arrays
+SHAPES = 64  # kept with their arrays …
+PLACED = 8  # … and those run last with what their rows' places have decided
 # Of weights, up to which every core reads all of them, from its own copy.
 SMALL = 2**26
 _EMBEDDING = "embed_tokens.weight"
@@ -61,13 +62,16 @@ class OnnxEngine:
         self.reruns = 0
         self._later: list[Callable[[], object]] = []
         self._embedding = _read_embedding([directory / name for name in manifest.weights])
-        self._cores = _open_cores(directory, manifest, threads or len(os.sched_getaffinity(0)))
+        self._cores = _open_cores(
+            directory, manifest, capacity.rows, threads or len(os.sched_getaffinity(0))
+        )
         # Pools never move, so sessions read them where they are.
         self._pools = {
             name: ort.OrtValue.ortvalue_from_numpy(array)
             for name, array in zip(pool_names(self.geometry), self.pool.arrays, strict=True)
         }
         self._bound = lru_cache(SHAPES)(self._bind)
+        self._placed: dict[BoundPass, None] = {}  # in the order of their last run
 
     def snapshot(self, slot: int, start: int, stop: int) -> Snapshot:
         return self.pool.read(slot, start, stop)
@@ -85,6 +89,12 @@ class OnnxEngine:
         check(rows, self.geometry, self.capacity)
         shape = PassShape.of(rows, self.geometry, self.capacity)
         bound = self._bound(shape)
+        self._placed.pop(bound, None)
+        self._placed[bound] = None
+        if len(self._placed) > PLACED:
+            oldest = next(iter(self._placed))
+            oldest.forget()
+            del self._placed[oldest]
         self._run(bound, rows)
         # A pass takes all cores, and the tail behind it one.
         calls, self._later = self._later, []
@@ -116,7 +126,7 @@ class OnnxEngine:
             room = load
 
 
-def _open_cores(directory: Path, manifest: Manifest, threads: int) -> Cores:
+def _open_cores(directory: Path, manifest: Manifest, rows: int, threads: int) -> Cores:
     """Shares of a small network on a core each, or one share of a large one on all threads."""
     if manifest.index is None:
         raise ConfigurationError(f"{directory}: of another version, without an index; {REBUILD}")
@@ -129,7 +139,7 @@ def _open_cores(directory: Path, manifest: Manifest, threads: int) -> Cores:
         Core(tokens, _open_session(index, each), _open_session(graph, each)) for tokens in shares
     ]
     _check_inputs(manifest.geometry, {index: cores[0].index, graph: cores[0].network})
-    meeting = Meeting(len(manifest.geometry.layers), len(shares))
+    meeting = Meeting(manifest.geometry, rows, len(shares), len(shares[0]))
     return Cores(cores, meeting, ThreadPoolExecutor(max(1, len(shares) - 1), "share"))
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from dgemma.engine.base import Capacity, Row
-from dgemma.engine.onnx_engine import OnnxEngine
+from dgemma.engine.onnx_engine import PLACED, OnnxEngine
 from dgemma.engine.shares import LEAST, share_out
 from dgemma.errors import EngineFailure
 
@@ -154,6 +154,19 @@ def test_the_steps_of_a_canvas_have_their_places_worked_out_once(demo_engine: Pa
     assert index.runs == 1
     engine.forward([Row(tokens(0), 1, L, L, True, soft(0))])
     assert index.runs == 2
+
+
+def test_what_was_given_back_is_worked_out_again(demo_engine: Path) -> None:
+    engine = OnnxEngine(demo_engine, CAPACITY, threads=2)
+    shapes = [
+        [Row(tokens(slot), slot, 0, L, True, soft(slot)) for slot in range(count)]
+        for count in range(1, 9)
+    ] + [mixed(1), mixed(2)]
+    assert len(shapes) > PLACED
+    first = [engine.forward(rows).clone() for rows in shapes]
+    for rows, wanted in zip(shapes, first, strict=True):
+        assert torch.equal(engine.forward(rows), wanted)
+    assert len(engine._placed) == PLACED
 
 
 def pair(slot: int, valid: int = L) -> list[Row]:
