@@ -7,6 +7,7 @@ expert capacity; knows nothing of sampling.
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -38,6 +39,8 @@ SHAPES = 64  # kept with their arrays …
 PLACED = 8  # … and those run last with what their rows' places have decided
 # Of weights, up to which every core reads all of them, from its own copy.
 SMALL = 2**26
+# Processors on which what one core has written is seen by others in that order, as shares need.
+ORDERED = ("x86_64", "AMD64")
 _EMBEDDING = "embed_tokens.weight"
 
 
@@ -133,7 +136,8 @@ def _open_cores(directory: Path, manifest: Manifest, rows: int, threads: int) ->
     index, graph = directory / manifest.index, directory / manifest.graph
     weight_bytes = sum((directory / name).stat().st_size for name in manifest.weights)
     length = manifest.geometry.canvas_length
-    shares = share_out(length, threads if weight_bytes <= SMALL else 1)
+    is_shared = weight_bytes <= SMALL and platform.machine() in ORDERED
+    shares = share_out(length, threads if is_shared else 1)
     each = 1 if len(shares) > 1 else threads
     cores = [
         Core(tokens, _open_session(index, each), _open_session(graph, each)) for tokens in shares

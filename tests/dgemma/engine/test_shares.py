@@ -204,3 +204,13 @@ def test_rows_that_stand_elsewhere_are_computed_as_if_they_came_first(
     assert torch.equal(run(FIRST, moved), first)
     assert torch.equal(run(moved, FIRST, moved), first)
     assert not torch.equal(run(FIRST), first)
+
+
+def test_where_cores_may_see_each_others_writes_in_any_order_nothing_is_shared_out(
+    demo_engine: Path, alone: dict[int, Seen], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
+    engine = OnnxEngine(demo_engine, CAPACITY, threads=2)
+    assert len(engine._cores.each) == 1
+    for ours, theirs in zip(seen_by(engine, 1), alone[1], strict=True):
+        assert torch.equal(ours, theirs)
