@@ -9,9 +9,11 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
+from unittest.mock import patch
 
 # Before kernels are imported: interpret them here, and not where processes that compile them read
 # this as they start.
@@ -23,17 +25,23 @@ else:
 import torch
 import typer
 from rich.console import Console
+from torch import Tensor
 
+from dgemma.assemble import Parts
 from dgemma.bench.agreement import agreement
 from dgemma.bench.random_weights import random_weights
+from dgemma.engine import reference
 from dgemma.engine.device import HostDevice
 from dgemma.engine.kernels.chip import CAPABILITIES, Chip
 from dgemma.engine.kernels.compiled import all_variants
 from dgemma.engine.kernels.operations import KernelOperations
+from dgemma.engine.kernels.routed import Routed
 from dgemma.geometries import DEFAULT, named_geometry
 from dgemma.geometry import Geometry
 from dgemma.precision import policy_of
+from dgemma.sampling import Sampling
 from dgemma_build.kernels.check import Checked, check, tasks
+from tests.accept.decisions import Decisions, Divergence, RecordingTail, divergence
 from tests.accept.main_job import Line, table
 from tests.bench.__main__ import WIDTH
 from tests.dgemma.engine.kernels.interpreter import exact
@@ -41,6 +49,7 @@ from tests.dgemma.engine.torch_engines import parts_of, torch_parts
 from tests.identity import arrival, run
 
 MATRIX = {90: "wgmma", 100: "tcgen05", 103: "tcgen05"}  # elsewhere mma.sync
+NEAR, TIE = 1e-4, 1e-5  # of hidden states; of logits, entropies and routers' scores
 PRECISIONS = ("bf16", "fp8", "int4", "nvfp4")
 
 
@@ -104,20 +113,56 @@ def tokens(engine: Path, checkpoint: Path, mixes: int) -> Iterator[Line]:
     """The demo checkpoint by both engines, in the same random mixes of requests."""
     theirs, ours = parts_of(engine, checkpoint), torch_parts(engine, checkpoint)
     length = ours.scheduler.engine.geometry.canvas_length
+    seen: list[Decisions] = []
+    for parts in (theirs, ours):
+        seen.append({})
+        parts.scheduler.tail = RecordingTail.around(parts.scheduler.tail, seen[-1], {})
     same = total = 0
+    ties: list[float] = []
     for index in range(mixes):
         rng = random.Random(f"tokens/{index}")
         crowd = [arrival(rng, length, may_leave=False) for _ in range(6)]
-        pairs = zip(
-            run(ours, crowd, f"{index}"),
-            run(theirs, crowd, f"{index}"),
-            strict=True,
-        )
-        for one, other in pairs:
+        with routers_watched() as leads:
+            found = run(ours, crowd, f"{index}")
+        wanted = run(theirs, crowd, f"{index}")
+        for asked, one, other in zip(crowd, found, wanted, strict=True):
             total += 1
             same += one == other
+            if one != other:
+                sampling = ours.parser.parse(asked.raw, "again").sampling
+                parted = _parted(ours, sampling, *seen)
+                # Hidden states that are near decide by a margin; others came from other experts.
+                ties.append(parted.margin if parted.apart <= NEAR else min(leads))
+        for decisions in seen:
+            decisions.clear()
     what = "requests with the onnx engine's tokens and steps, torch engine on the host"
-    yield Line(what, f"{same} of {total}", "all", same == total)
+    yield Line(what, f"{same} of {total}", "all, but for ties", same >= 0.99 * total)
+    at = ", ".join(f"{tie:.1e}" for tie in ties) or "none"
+    promised = f"<= {TIE:g}, decisions and experts alike"
+    yield Line("margins of the ties", at, promised, max(ties, default=0.0) <= TIE)
+
+
+@contextmanager
+def routers_watched() -> Iterator[list[float]]:
+    """The least lead of a chosen expert over one that was not, of every layer and pass."""
+    leads: list[float] = []
+
+    def route(scores: Tensor, top_k: int, per_expert_scale: Tensor) -> Routed:
+        ranked = scores.float().sort(-1, descending=True).values
+        leads.append(float((ranked[:, top_k - 1] - ranked[:, top_k]).min()))
+        return routed(scores, top_k, per_expert_scale)
+
+    routed = reference.route
+    with patch.object(reference, "route", route):
+        yield leads
+
+
+def _parted(parts: Parts, sampling: Sampling, theirs: Decisions, ours: Decisions) -> Divergence:
+    """The first step of a request at which both decided differently."""
+    steps = [m for m in theirs if m.seed == sampling.seed]
+    steps.sort(key=lambda m: (m.block, m.step))
+    first = next(m for m in steps if not theirs[m].agrees(ours[m]))
+    return divergence(parts.scheduler.tail, first, sampling, theirs[first], ours[first])
 
 
 def main(
