@@ -36,8 +36,6 @@ from dgemma.engine.kernels.weights import checked, scale_types, served_formats, 
 from dgemma.geometry import Geometry
 from dgemma.precision import Format
 
-_ONE_REGISTER = "of capability 12: one register, so that ptxas fits another program beside it"
-
 
 @triton.jit
 def _place(
@@ -234,5 +232,4 @@ def variants(geometry: Geometry, chip: Chip) -> Iterator[Variant]:
                 {**absent, **_constants(format, tiles, experts, hidden, inner, OUTPUTS)},
                 num_warps=tiles.num_warps,
                 num_stages=tiles.num_stages,
-                reason=_ONE_REGISTER if format.name == "nvfp4" and tiles.lines == 16 else "",
             )
