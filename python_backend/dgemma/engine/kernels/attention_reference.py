@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dgemma.engine.kernels.operands import FP8, FP8_MOST, Lines
+from dgemma.engine.kernels.norms_reference import quantize_rows
+from dgemma.engine.kernels.operands import Lines
 from dgemma.engine.kernels.rows import PassRows
 from dgemma.model.layers import unscaled_norm
 
@@ -84,7 +85,7 @@ def attend(
             )
         )
     lines = torch.stack(mixed).transpose(1, 2).flatten(2).flatten(0, 1)
-    return quantized(lines) if fp8 else Lines(lines)
+    return quantize_rows(lines) if fp8 else Lines(lines)
 
 
 def span(start: int, stop: int, device: torch.device) -> Tensor:
@@ -99,13 +100,6 @@ def visible(row: RowNumbers, queries: Tensor, keys: Tensor, window: int | None) 
         return (keys >= first).expand(len(queries), -1)
     distance = queries[:, None] - keys
     return (distance >= 0) & (distance < window) if window else distance >= 0
-
-
-def quantized(lines: Tensor) -> Lines:
-    """e4m3 with one scale per line."""
-    amax = lines.float().abs().amax(1).clamp(min=1e-12)
-    scale = amax / FP8_MOST
-    return Lines((lines.float() / scale[:, None]).to(FP8), scale, lines.dtype)
 
 
 def rotary_table(rows: PassRows, frequencies: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from torch import Tensor
 
 from dgemma.engine.kernels import tail_kernels as kernels
 from dgemma.engine.kernels.chip import Chip
+from dgemma.engine.kernels.tiles import chip_at
 from dgemma.engine.kernels.variant import Variant
 from dgemma.geometry import Geometry
 from dgemma.tail.noise import Race
@@ -228,10 +229,6 @@ def _finish_constants(vocab: int, width: int, tiles: Tiles) -> dict[str, Any]:
     }
 
 
-@cache
 def tiles_at(device: torch.device) -> Tiles:
     """The device's; ConfigurationError where its compute capability has no kernels."""
-    if device.type != "cuda":
-        return Tiles.of(Chip.of(90))  # interpreted: laid out as for this one
-    major, minor = torch.cuda.get_device_capability(device)
-    return Tiles.of(Chip.of(10 * major + minor))
+    return Tiles.of(chip_at(device))

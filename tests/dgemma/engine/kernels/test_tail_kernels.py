@@ -13,6 +13,7 @@ from torch import Tensor
 from dgemma.engine.kernels import tail
 from dgemma.engine.kernels.chip import CAPABILITIES, Chip
 from dgemma.engine.kernels.tail import Tiles
+from dgemma.engine.kernels.tiles import chip_at
 from dgemma.geometries import DEFAULT, named_geometry
 from dgemma.tail.draws import Moment, SeededDraws
 from dgemma.tail.noise import Race
@@ -256,11 +257,11 @@ def test_a_tail_gets_kernels_where_they_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    tail.tiles_at.cache_clear()
+    chip_at.cache_clear()
     try:
         found: Any = sweep_for(_On(device, dtype))  # type: ignore[arg-type]
     finally:
-        tail.tiles_at.cache_clear()
+        chip_at.cache_clear()
     assert getattr(found, "func", found) is (tail.statistics if kernels else statistics)
 
 
