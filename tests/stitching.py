@@ -12,9 +12,10 @@ import onnxruntime
 import torch
 
 from dgemma.engine.base import Capacity, Row
-from dgemma.engine.batch import to_arrays
-from dgemma.engine.graph import ENTERING, LEAVING, moved, pool_names
-from dgemma.engine.kv_pool import KVPool
+from dgemma.engine.batch import PassShape, to_arrays
+from dgemma.engine.contexts import Contexts
+from dgemma.engine.graph import ENTERING, LEAVING, TOKENS, moved, pool_names
+from dgemma.engine.kv_pool import FloatArray, KVPool
 from dgemma.geometry import FULL, SLIDING, Geometry
 from dgemma.model.network import Network
 from dgemma_build.chain import Pieces
@@ -49,8 +50,21 @@ def signature(model: onnx.ModelProto) -> list[tuple[str, int, list[int | None]]]
     ]
 
 
-def mixed_pass(geometry: Geometry) -> Feeds:
-    """Prompt chunk, commit with the denoise row behind it, and a first chunk; pools are random."""
+def attended(
+    rows: Sequence[Row], pool: KVPool, geometry: Geometry, capacity: Capacity
+) -> list[FloatArray]:
+    """What a share takes for pools: of what the rows attend to, that which `pool` holds."""
+    contexts = Contexts(pool, geometry, capacity)
+    arrays = contexts.arrays(PassShape.of(rows, geometry, capacity))
+    contexts.place(rows, arrays)
+    return arrays
+
+
+def mixed_pass(geometry: Geometry, shared: bool = False) -> Feeds:
+    """Prompt chunk, commit with the denoise row behind it, and a first chunk; pools are random.
+
+    With `shared`, for a graph that computes all tokens as a share.
+    """
     length, slots, context = geometry.canvas_length, 3, 40
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(geometry.vocab_size, (5, length), generator=generator)
@@ -64,9 +78,13 @@ def mixed_pass(geometry: Geometry) -> Feeds:
     pool = KVPool(geometry, slots, context)
     for array in pool.arrays:
         array[:] = torch.randn(array.shape, generator=generator).numpy()
-    arrays = to_arrays(rows, geometry, Capacity(slots=slots, context=context, rows=len(rows)))
+    capacity = Capacity(slots=slots, context=context, rows=len(rows))
     room = np.arange(len(rows) * length)  # no expert overflows
-    return {**arrays, "room": room, **dict(zip(pool_names(geometry), pool.arrays, strict=True))}
+    feeds: Feeds = {**to_arrays(rows, geometry, capacity), "room": room}
+    pools = attended(rows, pool, geometry, capacity) if shared else pool.arrays
+    if shared:
+        feeds[TOKENS] = np.arange(length)
+    return feeds | dict(zip(pool_names(geometry), pools, strict=True))
 
 
 def weights_of(network: Network) -> Feeds:

@@ -62,9 +62,9 @@ def emit(
     """The graph of one pass; weights are inputs named as `Network`'s parameters.
 
     Inputs and outputs are listed in `dgemma.engine.graph`; with `shared`, which of each row's
-    tokens are computed is an input too. Takes no memory for weights, and some seconds for each
-    layer that is exported: of networks with more than two layers of a kind only the `pattern` is,
-    and the graph of all layers is stitched from it.
+    tokens are computed is an input too, and a pool is what the rows of a pass attend to. Takes no
+    memory for weights, and some seconds for each layer that is exported: of networks with more than
+    two layers of a kind only the `pattern` is, and the graph of all layers is stitched from it.
     """
     few = pattern(geometry)
     if len(few.layers) == len(geometry.layers):
@@ -129,7 +129,7 @@ def _weight_names(network: Network) -> list[str]:
 def _example(
     geometry: Geometry, network: Network, dtype: torch.dtype, shared: bool
 ) -> tuple[Any, ...]:
-    length = _TOKENS if shared else geometry.canvas_length
+    length = geometry.canvas_length
 
     def integers(*shape: int) -> Tensor:
         return torch.zeros(shape, dtype=torch.int64)
@@ -147,8 +147,10 @@ def _example(
     )
     pools = []
     for layer in geometry.layers:
-        size = _CONTEXT + 7 if layer.is_full else geometry.sliding_window
-        shape = (_SLOTS, layer.num_key_value_heads, size, layer.head_dim)
+        slots, size = _SLOTS, _CONTEXT + 7 if layer.is_full else geometry.sliding_window
+        if shared:
+            slots, size = _ROWS, (_CONTEXT if layer.is_full else _RING) + length
+        shape = (slots, layer.num_key_value_heads, size, layer.head_dim)
         pools += [torch.zeros(shape, dtype=dtype) for _ in "kv"]
     weights = [torch.empty(p.shape, dtype=dtype) for p in network.parameters()]
     return rows, integers(_ROOM), tuple(pools), tuple(weights)
@@ -158,10 +160,9 @@ def _dynamic_axes(geometry: Geometry, weights: int, shared: bool) -> tuple[Any, 
     auto = torch.export.Dim.DYNAMIC
     rows: tuple[dict[int, Any], ...] = tuple({0: auto} for _ in ROW_INPUTS)
     if shared:
-        ids_and_soft = {0: auto, 1: auto}
-        rows = (ids_and_soft, ids_and_soft, *rows[2:], {0: auto})
+        rows = (*rows, {0: auto})
     pools = tuple(
-        {0: auto, 2: auto} if layer.is_full else {0: auto}
+        {0: auto, 2: auto} if layer.is_full or shared else {0: auto}
         for layer in geometry.layers
         for _ in "kv"
     )

@@ -1,10 +1,10 @@
 """Where shares of a pass meet: a layer's attention waits for K/V that other shares compute.
 
-Knows what shares exchange and how a graph waits; knows nothing of what runs it. Every share runs
-this graph at the same time as the others, on a core of its own. What it computes for others lies in
-memory that all of them read; in each layer it says so by writing the pass's number beside those of
-the others, and reads these until none is behind. Waiting so takes a microsecond or two, where a
-thread that sleeps takes dozens to wake.
+Knows what shares have in common and how a graph waits; knows nothing of what runs it. Every share
+runs this graph at the same time as the others, on a core of its own. The K/V that rows attend to
+lie in memory that all of them write their own tokens' to; in each layer a share says that it has,
+by writing the pass's number beside those of the others, and reads these until none is behind.
+Waiting so takes a microsecond or two, where a thread that sleeps takes dozens to wake.
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ from typing import Any
 
 from onnx import ModelProto, NodeProto, TensorProto, ValueInfoProto, helper
 
-from dgemma.engine.graph import NUMBER, arrival_name, arrived_name, fresh_names, lines_names
+from dgemma.engine.graph import (
+    NUMBER,
+    arrival_name,
+    arrived_name,
+    fresh_names,
+    lines_names,
+    pool_names,
+    written_names,
+)
 from dgemma.geometry import Geometry
 
 _TRUE = "meetings/true"
@@ -23,65 +31,70 @@ Readers = Mapping[str, list[NodeProto]]
 
 
 def add_meetings(model: ModelProto, geometry: Geometry) -> None:
-    """Have each layer read, in place of its own K/V, those of all shares as soon as they are there.
+    """Have each layer write its own K/V to lines that all shares have in common, and read them as
+    soon as all shares have.
 
-    Changes `model` in place. Raises ValueError where a layer's K/V are read by anything else than
-    one gather of their lines.
+    Changes `model` in place: it takes and gives lines in place of pools and fresh K/V. Raises
+    ValueError where a layer's pools are used for anything else than to write to their lines.
     """
     graph = model.graph
     readers: dict[str, list[NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    inputs, outputs = [_scalar(NUMBER)], list[ValueInfoProto]()
     nodes = {node.output[0]: [node] for node in graph.node}
-    fresh, lines = fresh_names(geometry), lines_names(geometry)
+    names = zip(pool_names(geometry), lines_names(geometry), written_names(geometry), strict=True)
+    arrived, arrivals = [_scalar(NUMBER)], list[ValueInfoProto]()
+    lines, written = list[ValueInfoProto](), list[ValueInfoProto]()
     for layer, kind in enumerate(geometry.layers):
-        own = slice(2 * layer, 2 * layer + 2)
-        gathers = []
-        for made, shared in zip(fresh[own], lines[own], strict=True):
-            flat, gather = _gathered(made, readers)
-            nodes[flat.output[0]] = []
-            inputs.append(_declare(shared, TensorProto.FLOAT, ["lines", kind.head_dim]))
-            gather.input[0] = shared
-            gathers.append(gather)
-        index, met = gathers[0].input[1], f"meetings/{layer}/index"
-        for gather in gathers:
-            gather.input[1] = met
-        inputs.append(_declare(arrived_name(layer), TensorProto.INT64, ["shares"]))
-        outputs.append(_scalar(arrival_name(layer)))
-        first = gathers[0]
-        nodes[first.output[0]] = [*_meeting(layer, fresh[own], index, met), first]
+        reads = []
+        for pool, taken, given in (next(names) for _ in "kv"):
+            flat, write, read = _written(pool, readers)
+            write.input[0], write.output[0], read.input[0] = taken, given, given
+            nodes[flat.output[0]] = nodes[read.output[0]] = []
+            reads.append(read)
+            for name, ends in ((taken, lines), (given, written)):
+                ends.append(_declare(name, TensorProto.FLOAT, ["lines", kind.head_dim]))
+        shape, met = reads[0].input[1], f"meetings/{layer}/shape"
+        for read in reads:
+            read.input[1] = met
+        own = [value.name for value in written[-2:]]
+        nodes[reads[-1].output[0]] = [*_meeting(layer, own, shape, met), *reads]
+        arrived.append(_declare(arrived_name(layer), TensorProto.INT64, ["shares"]))
+        arrivals.append(_scalar(arrival_name(layer)))
     kept = [NodeProto.FromString(n.SerializeToString()) for group in nodes.values() for n in group]
-    graph.ClearField("node")
+    inputs = [v for v in graph.input if v.name not in pool_names(geometry)]
+    outputs = [v for v in graph.output if v.name not in fresh_names(geometry)]
+    for field in ("node", "input", "output"):
+        graph.ClearField(field)
     graph.node.extend(kept)
-    graph.input.extend(inputs)
-    graph.output.extend(outputs)
+    graph.input.extend([*inputs, *lines, *arrived])
+    graph.output.extend([*outputs, *written, *arrivals])
     graph.initializer.append(helper.make_tensor(_TRUE, TensorProto.BOOL, [], [True]))
 
 
-def _gathered(value: str, readers: Readers) -> tuple[NodeProto, NodeProto]:
-    """What makes lines of a layer's K or V, and what gathers them."""
+def _written(pool: str, readers: Readers) -> tuple[NodeProto, NodeProto, NodeProto]:
+    """What makes lines of a layer's pool, what writes to them, and what makes a pool of them."""
     path: list[NodeProto] = []
-    for wanted in ("Reshape", "Gather"):
-        found = readers.get(path[-1].output[0] if path else value, [])
+    for wanted in ("Reshape", "ScatterND", "Reshape"):
+        found = readers.get(path[-1].output[0] if path else pool, [])
         if [node.op_type for node in found] != [wanted]:
             used = ", ".join(node.op_type for node in found) or "nothing"
-            raise ValueError(f"{value} goes to {used}, not to one {wanted}")
+            raise ValueError(f"{pool} goes to {used}, not to one {wanted}")
         path += found
-    flat, gather = path
-    return flat, gather
+    flat, write, read = path
+    return flat, write, read
 
 
-def _meeting(layer: int, made: list[str], index: str, met: str) -> Iterator[NodeProto]:
-    """`met` is `index`, as soon as all shares have made their K/V."""
+def _meeting(layer: int, written: list[str], shape: str, met: str) -> Iterator[NodeProto]:
+    """`met` is `shape`, as soon as all shares have written their K/V."""
 
     def node(op: str, inputs: list[str], output: str, **attributes: Any) -> NodeProto:
         return helper.make_node(op, inputs, [output], name=output, **attributes)
 
     prefix, arrival = f"meetings/{layer}", arrival_name(layer)
     sizes = [f"{prefix}/size_{kind}" for kind in "kv"]
-    for value, size in zip(made, sizes, strict=True):
+    for value, size in zip(written, sizes, strict=True):
         yield node("Size", [value], size)
     # The number itself, but not before K and V are there.
     yield node("Max", [NUMBER, *sizes], arrival)
@@ -100,7 +113,7 @@ def _meeting(layer: int, made: list[str], index: str, met: str) -> Iterator[Node
         ],
         [_declare(behind, TensorProto.BOOL, []), _declare(passed, TensorProto.INT64, ["n"])],
     )
-    yield node("Loop", ["", _TRUE, index], met, body=body)
+    yield node("Loop", ["", _TRUE, shape], met, body=body)
 
 
 def _scalar(name: str) -> ValueInfoProto:

@@ -17,6 +17,7 @@ from dgemma.chat import ChatTokenizer
 from dgemma.checkpoint_manifest import content_of
 from dgemma.compatibility import why_not
 from dgemma.engine.base import Capacity, Engine
+from dgemma.engine.contexts import Contexts
 from dgemma.engine.gpu_engines import gpu_engine
 from dgemma.engine.host_memory import check_fits, free_bytes
 from dgemma.engine.kv_pool import KVPool
@@ -140,6 +141,9 @@ def open_engine(
             {
                 f"K/V of {slots} slots × {context} tokens": KVPool.bytes_for(
                     geometry, slots, context
+                ),
+                f"of which a pass of {capacity.rows} rows reads": Contexts.bytes_for(
+                    geometry, capacity
                 ),
                 "prefix cache": prefix_cache_bytes,
             },

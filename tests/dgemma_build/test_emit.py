@@ -25,6 +25,7 @@ from tests.dgemma.engine.fake_engine import geometry_of
 from tests.dgemma.model.tiny_weights import random_network
 from tests.dgemma_build import graphs
 from tests.shared import emitted
+from tests.stitching import attended
 
 GEOMETRY = geometry_of(hidden_size=24, vocab_size=40)
 SHAPES = parameter_shapes(GEOMETRY)
@@ -99,16 +100,17 @@ def test_rows_slots_and_context_are_dynamic(graph: onnx.ModelProto) -> None:
         value.name: [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
         for value in graph.graph.input
     }
-    if TOKENS in dims:  # of a share of any size
-        assert dims["ids"][1] == dims["soft"][1] == dims[TOKENS][0]
-        assert isinstance(dims[TOKENS][0], str)
-    else:
-        assert dims["ids"][1] == L
+    assert dims["ids"][1] == dims["soft"][1] == L
     for name in ROW_INPUTS:
         assert isinstance(dims[name][0], str), name
     sliding, full = dims["pool_k.0"], dims["pool_k.1"]
-    assert isinstance(sliding[0], str) and sliding[2] == GEOMETRY.sliding_window
+    assert isinstance(sliding[0], str)
     assert isinstance(full[0], str) and isinstance(full[2], str)
+    if TOKENS in dims:  # a share of any size, which takes what its rows attend to
+        assert isinstance(dims[TOKENS][0], str)
+        assert isinstance(sliding[2], str) and sliding[2] != full[2]
+    else:
+        assert sliding[2] == GEOMETRY.sliding_window
 
 
 def test_the_graph_is_valid_onnx_of_the_stated_opset(graph: onnx.ModelProto) -> None:
@@ -156,7 +158,9 @@ def test_attached_weights_stay_outside_and_the_graph_computes_what_the_network_d
     arrays = to_arrays(rows, GEOMETRY, capacity)
     room = torch.arange(4 * L)
     feeds = {**arrays, TOKENS: np.arange(L), "room": room.numpy()}
-    feeds |= dict(zip(pool_names(GEOMETRY), pool.arrays, strict=True))
+    is_share = TOKENS in {value.name for value in graph.graph.input}
+    taken = attended(rows, pool, GEOMETRY, capacity) if is_share else pool.arrays
+    feeds |= dict(zip(pool_names(GEOMETRY), taken, strict=True))
     known = {value.name for value in session.get_inputs()}
     got = session.run(None, {k: v for k, v in feeds.items() if k in known})
 

@@ -30,7 +30,8 @@ def names(values: Iterable[ValueInfoProto]) -> list[str]:
 
 def test_both_graphs_together_compute_what_the_whole_does(whole: onnx.ModelProto) -> None:
     network = random_network(GEOMETRY)
-    feeds = {**mixed_pass(GEOMETRY), TOKENS: np.arange(GEOMETRY.canvas_length)}
+    shared = TOKENS in names(whole.graph.input)
+    feeds = mixed_pass(GEOMETRY, shared)
     index, rest = split_index(whole)
     decided = outputs(index, None, {**feeds, **weights_of(network)})
     given = dict(zip(names(index.graph.output), decided, strict=True))

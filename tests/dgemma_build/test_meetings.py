@@ -9,11 +9,12 @@ import pytest
 
 from dgemma.engine.graph import (
     NUMBER,
-    TOKENS,
     arrival_name,
     arrived_name,
     fresh_names,
     lines_names,
+    pool_names,
+    written_names,
 )
 from dgemma_build.index_graph import split_index
 from dgemma_build.meetings import add_meetings
@@ -24,7 +25,6 @@ from tests.stitching import Feeds, mixed_pass, outputs, weights_of
 
 GEOMETRY = geometry_of(hidden_size=24, vocab_size=40)
 LAYERS = range(len(GEOMETRY.layers))
-L = GEOMETRY.canvas_length
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def graphs() -> tuple[onnx.ModelProto, onnx.ModelProto]:
 
 
 def feeds_of(index: onnx.ModelProto) -> Feeds:
-    feeds = {**mixed_pass(GEOMETRY), **weights_of(random_network(GEOMETRY)), TOKENS: np.arange(L)}
+    feeds = {**mixed_pass(GEOMETRY, shared=True), **weights_of(random_network(GEOMETRY))}
     decided = outputs(index, None, feeds)
     return feeds | {v.name: array for v, array in zip(index.graph.output, decided, strict=True)}
 
@@ -49,13 +49,14 @@ def test_a_share_is_valid_onnx_and_takes_what_shares_have_in_common(
     inputs = {value.name for value in graph.graph.input}
     assert inputs >= {NUMBER, *lines_names(GEOMETRY), *map(arrived_name, LAYERS)}
     got = [value.name for value in graph.graph.output]
-    assert got == ["hidden", "load", *fresh_names(GEOMETRY), *map(arrival_name, LAYERS)]
+    assert got == ["hidden", "load", *written_names(GEOMETRY), *map(arrival_name, LAYERS)]
+    assert {*pool_names(GEOMETRY), *fresh_names(GEOMETRY)}.isdisjoint({*inputs, *got})
 
 
 def test_each_layer_waits_until_all_shares_have_arrived_and_reads_what_they_wrote(
     graphs: tuple[onnx.ModelProto, onnx.ModelProto],
 ) -> None:
-    """One share, with another that is late; whose K/V it would read are its own."""
+    """One share of all tokens, beside another that is late."""
     index, graph = graphs
     feeds = feeds_of(index)
     wanted = outputs(emitted(GEOMETRY, fused=True, shared=True), None, feeds)
@@ -63,14 +64,12 @@ def test_each_layer_waits_until_all_shares_have_arrived_and_reads_what_they_wrot
     binding = session.io_binding()
     number = np.full((), 2**40 + 7)
     arrived = np.zeros((len(LAYERS), 2), np.int64)
-    fresh = dict(zip(fresh_names(GEOMETRY), map(np.copy, wanted[2:]), strict=True))
-    given: Feeds = {**feeds, NUMBER: number}
+    pools = [feeds[name] for name in pool_names(GEOMETRY)]
+    lines = [array.reshape(-1, array.shape[-1]) for array in pools]
+    given: Feeds = {**feeds, NUMBER: number, **dict(zip(lines_names(GEOMETRY), lines, strict=True))}
     given |= {arrived_name(layer): arrived[layer] for layer in LAYERS}
-    for name, array in zip(lines_names(GEOMETRY), fresh.values(), strict=True):
-        array[:] = np.nan
-        given[name] = array.reshape(-1, array.shape[-1])
     hidden = np.empty_like(wanted[0])
-    made = {"hidden": hidden, **fresh}
+    made: Feeds = {"hidden": hidden, **dict(zip(written_names(GEOMETRY), lines, strict=True))}
     made |= {arrival_name(layer): arrived[layer, 0, ...] for layer in LAYERS}
     values = [
         onnxruntime.OrtValue.ortvalue_from_numpy(a) for a in (*given.values(), *made.values())
@@ -95,8 +94,8 @@ def test_each_layer_waits_until_all_shares_have_arrived_and_reads_what_they_wrot
     np.testing.assert_array_equal(hidden, wanted[0])
 
 
-def test_keys_that_are_read_in_another_way_cannot_be_shared() -> None:
+def test_pools_that_are_read_in_another_way_cannot_be_shared() -> None:
     _, graph = split_index(emitted(GEOMETRY, fused=True, shared=True))
-    graph.graph.node.append(onnx.helper.make_node("Neg", ["fresh_k.1"], ["odd"], name="odd"))
-    with pytest.raises(ValueError, match=r"fresh_k\.1 goes to Reshape, Neg, not to one Reshape"):
+    graph.graph.node.append(onnx.helper.make_node("Neg", ["pool_k.1"], ["odd"], name="odd"))
+    with pytest.raises(ValueError, match=r"pool_k\.1 goes to Reshape, Neg, not to one Reshape"):
         add_meetings(graph, GEOMETRY)

@@ -20,11 +20,10 @@ from dgemma.engine.graph import (
     TOKENS,
     arrival_name,
     arrived_name,
-    fresh_names,
     lines_names,
-    pool_names,
+    written_names,
 )
-from dgemma.engine.kv_pool import KVPool
+from dgemma.engine.kv_pool import FloatArray, KVPool
 from dgemma.engine.onnx_engine import OnnxEngine
 from dgemma.engine.torch_reference import TorchReference
 from dgemma.errors import ConfigurationError
@@ -38,6 +37,7 @@ from dgemma_build.cpu import GRAPH, INDEX
 from dgemma_build.engine import build_engine, build_from_store
 from tests.dgemma_build.quantized import TokenRounding
 from tests.oracle.checkpoints import CANVAS, WHOLE_GROUPS, write_tiny_checkpoint
+from tests.stitching import attended
 
 CAPACITY = Capacity(slots=3, context=200, rows=6)
 TEXT = WHOLE_GROUPS | {"num_experts": 4, "top_k_experts": 2}
@@ -107,7 +107,8 @@ class RoundedActivations:
     def of(self, rows: list[Row], pool: KVPool) -> tuple[dict[int, Tensor], Tensor]:
         """With them the hidden states."""
         inputs = to_arrays(rows, self.geometry, CAPACITY)
-        inputs |= dict(zip(pool_names(self.geometry), pool.arrays, strict=True))
+        taken = attended(rows, pool, self.geometry, CAPACITY)
+        inputs |= zip(lines_names(self.geometry), map(lines, taken), strict=True)
         inputs[TOKENS] = np.arange(CANVAS)  # one share
         inputs["room"] = np.arange(inputs["ids"].size)  # a place for every token, as the reference
         decided = self.index.run(None, wanted(self.index, inputs))
@@ -115,6 +116,10 @@ class RoundedActivations:
         hidden, *rounded = observed_pass(self.session, inputs, self.geometry, self.names)
         by_name = dict(zip(self.names, map(torch.from_numpy, rounded), strict=True))
         return {at: by_name[name] for at, name in self.weights.items()}, torch.from_numpy(hidden)
+
+
+def lines(array: FloatArray) -> FloatArray:
+    return array.reshape(-1, array.shape[-1])
 
 
 def wanted(session: onnxruntime.InferenceSession, inputs: Arrays) -> Arrays:
@@ -127,12 +132,8 @@ def observed_pass(
     """Hidden states and the values `names`, of a pass whose only share this is."""
     binding = session.io_binding()
     made = {NUMBER: np.full((), 2**40)}
-    outputs = {}
-    fresh = zip(fresh_names(geometry), lines_names(geometry), strict=True)
-    heads = [(layer.num_key_value_heads, layer.head_dim) for layer in geometry.layers for _ in "kv"]
-    for (name, lines), (g, d) in zip(fresh, heads, strict=True):
-        outputs[name] = np.zeros((len(inputs["ids"]), g, CANVAS, d), np.float32)
-        made[lines] = outputs[name].reshape(-1, d)
+    names_of_lines = zip(written_names(geometry), lines_names(geometry), strict=True)
+    outputs = {name: inputs[taken] for name, taken in names_of_lines}
     for layer in range(len(geometry.layers)):
         made[arrived_name(layer)] = np.zeros(1, np.int64)
         outputs[arrival_name(layer)] = made[arrived_name(layer)][0, ...]

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from dgemma.engine.base import NO_PARTNER, Capacity, Row
-from dgemma.engine.graph import TOKENS
 from dgemma.errors import EngineFailure
 from dgemma.geometry import Geometry
 
@@ -59,7 +59,6 @@ class PassShape:
     pairs: int  # P
     context: int  # N of full layers
     ring: int  # N of sliding layers
-    encodes: bool  # whether any row's K/V are kept
 
     @classmethod
     def of(cls, rows: Sequence[Row], geometry: Geometry, capacity: Capacity) -> PassShape:
@@ -70,40 +69,40 @@ class PassShape:
             sum(row.partner != NO_PARTNER for row in rows),
             context_of(length, longest, capacity.context),
             context_of(length, longest, geometry.sliding_window),
-            not all(row.denoise for row in rows),
         )
 
 
-def allocate(shape: PassShape, geometry: Geometry, tokens: range | None = None) -> Arrays:
-    """The graph's inputs but for `room` and the pools, to be filled; names as in `RowIndex`.
-
-    Of a share of the pass, where `tokens` says which of each row's tokens are its own.
-    """
-    own = range(geometry.canvas_length) if tokens is None else tokens
+def allocate(shape: PassShape, geometry: Geometry) -> Arrays:
+    """The graph's inputs but for `room` and the pools, to be filled; names as in `RowIndex`."""
+    size = (shape.rows, geometry.canvas_length)
     one_each = ("start", "valid", "slot")
-    arrays: Arrays = {
-        "ids": np.zeros((shape.rows, len(own)), np.int64),
-        "soft": np.zeros((shape.rows, len(own), geometry.hidden_size), np.float32),
+    return {
+        "ids": np.zeros(size, np.int64),
+        "soft": np.zeros((*size, geometry.hidden_size), np.float32),
         "denoise": np.zeros(shape.rows, np.bool_),
         **{name: np.zeros(shape.rows, np.int64) for name in one_each},
         **{name: np.zeros(shape.pairs, np.int64) for name in ("pair_from", "pair_to")},
         "context_index": np.arange(shape.context),
         "ring_index": np.arange(shape.ring),
     }
-    return arrays if tokens is None else arrays | {TOKENS: np.arange(own.start, own.stop)}
 
 
 def fill(arrays: Arrays, rows: Sequence[Row]) -> None:
     """Describe `rows` in arrays of their shape, whatever these held before."""
-    fill_contents(arrays, rows, slice(None))
+    fill_contents(arrays, rows)
     fill_index(arrays, rows)
 
 
-def fill_contents(arrays: Arrays, rows: Sequence[Row], own: slice) -> None:
-    """What stands in each row's tokens `own`."""
-    for index, row in enumerate(rows):
-        arrays["ids"][index] = row.ids.numpy()[own]
-        arrays["soft"][index] = 0.0 if row.soft is None else row.soft.numpy()[own]
+def fill_contents(arrays: Arrays, rows: Sequence[Row]) -> None:
+    """What stands in the rows' tokens."""
+    # One call for all rows: whatever comes behind a pass runs on cold caches.
+    torch.stack([row.ids for row in rows], out=torch.from_numpy(arrays["ids"]))
+    soft = [row.soft for row in rows if row.soft is not None]
+    if len(soft) == len(rows):
+        torch.stack(soft, out=torch.from_numpy(arrays["soft"]))
+        return
+    for array, row in zip(arrays["soft"], rows, strict=True):
+        array[:] = 0.0 if row.soft is None else row.soft.numpy()
 
 
 def fill_index(arrays: Arrays, rows: Sequence[Row]) -> None:

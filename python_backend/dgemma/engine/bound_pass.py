@@ -8,20 +8,31 @@ shape.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
+from dgemma.crew import Crew
 from dgemma.engine.base import Row
 from dgemma.engine.batch import Arrays, PassShape, allocate, fill_contents, fill_index
-from dgemma.engine.graph import NUMBER, arrival_name, arrived_name, fresh_names, lines_names
-from dgemma.engine.kv_pool import FloatArray, KVPool
+from dgemma.engine.contexts import Contexts
+from dgemma.engine.graph import (
+    NUMBER,
+    TOKENS,
+    arrival_name,
+    arrived_name,
+    lines_names,
+    written_names,
+)
+from dgemma.engine.kv_pool import FloatArray
 from dgemma.engine.shares import Meeting
 from dgemma.geometry import Geometry
 from dgemma.ort import ort
+
+Where = Sequence[tuple[int, ...]]  # whatever decides where each row stands
 
 
 @dataclass(frozen=True)
@@ -39,116 +50,97 @@ class Cores:
 
     each: Sequence[Core]
     meeting: Meeting
-    others: ThreadPoolExecutor  # a thread for each share but the last, which is the caller's
+    crew: Crew
 
 
 class BoundPass:
     """One shape's inputs and outputs; what `run` computes is valid until it is called again."""
 
     def __init__(
-        self,
-        cores: Cores,
-        pools: Mapping[str, ort.OrtValue],
-        shape: PassShape,
-        geometry: Geometry,
+        self, cores: Cores, contexts: Contexts, shape: PassShape, geometry: Geometry
     ) -> None:
-        self._cores = cores
+        self._cores, self._contexts = cores, contexts
+        self._arrays, self._attended = allocate(shape, geometry), contexts.arrays(shape)
         size = (shape.rows, geometry.canvas_length, geometry.hidden_size)
         self.hidden: FloatArray = np.zeros(size, np.float32)
-        fresh = cores.meeting.fresh(shape.rows)
-        common: Arrays = {NUMBER: cores.meeting.number}
-        common |= {arrived_name(i): numbers for i, numbers in enumerate(cores.meeting.arrived)}
-        for name, array in zip(lines_names(geometry), fresh, strict=True):
-            common[name] = array.reshape(-1, array.shape[-1])
+        arrived = cores.meeting.arrived
+        lines = [array.reshape(-1, array.shape[-1]) for array in self._attended]
+        taken: Arrays = {**self._arrays, NUMBER: cores.meeting.number}
+        taken |= {arrived_name(layer): numbers for layer, numbers in enumerate(arrived)}
+        taken |= zip(lines_names(geometry), lines, strict=True)
         self._shares: list[_Share] = []
         for at, core in enumerate(cores.each):
-            own = [array[at] for array in fresh]
-            outputs: Arrays = dict(zip(fresh_names(geometry), own, strict=True))
-            for layer, numbers in enumerate(cores.meeting.arrived):
-                outputs[arrival_name(layer)] = numbers[at, ...]
-            share = _Share(core, allocate(shape, geometry, core.tokens), own)
-            share.bind(common, pools, outputs)
-            self._shares.append(share)
-        self._where: Sequence[tuple[int, ...]] = ()
+            given: Arrays = dict(zip(written_names(geometry), lines, strict=True))
+            given |= {arrival_name(layer): n[at, ...] for layer, n in enumerate(arrived)}
+            self._shares.append(_Share(core, taken, given, self.hidden))
 
-    def run(self, rows: Sequence[Row], room: int) -> int:
-        """Compute `hidden` and what `keep` keeps; the largest expert load."""
-        where = [(row.denoise, row.start, row.valid, row.slot, row.partner) for row in rows]
+        self._where: Where = []
+
+    def run(self, rows: Sequence[Row], where: Where, room: int) -> int:
+        """Compute `hidden` and the rows' K/V; the largest expert load."""
+        fill_contents(self._arrays, rows)
         moved, self._where = where != self._where, where
-        meeting = self._cores.meeting
-        meeting.begin()
+        if moved:
+            fill_index(self._arrays, rows)
+        self._contexts.place(rows, self._attended)
+        self._cores.meeting.begin()
+        self._cores.crew.run([partial(self._compute, each, room, moved) for each in self._shares])
+        return max(share.load for share in self._shares)
 
-        def run(share: _Share) -> int:
-            with meeting.attended():
-                return share.run(rows, room, moved)
-
-        *others, last = self._shares
-        running: list[Future[int]] = []
-        try:
-            with meeting.attended():
-                running += (self._cores.others.submit(run, share) for share in others)
-                load = run(last)
-        finally:  # nobody may write to the pools meanwhile
-            wait(running)
-        loads = [load, *(share.result() for share in running)]
-        for share in self._shares:
-            self.hidden[:, share.own] = share.hidden
-        return max(loads)
+    def _compute(self, share: _Share, room: int, moved: bool) -> None:
+        with self._cores.meeting.attended():
+            share.run(room, moved)
 
     def forget(self) -> None:
         """Give back what the rows' places have decided, which grows with rows times keys."""
         for share in self._shares:
             share.forget()
 
-    def keep(self, pool: KVPool, rows: Sequence[Row]) -> None:
-        """Write the K/V of the encode rows to their slots."""
-        for share in self._shares:
-            pool.write(rows, share.fresh, share.own.start)
-
 
 class _Share:
     """The same tokens of every row, computed by one core."""
 
-    def __init__(self, core: Core, arrays: Arrays, fresh: list[FloatArray]) -> None:
-        self.own, self.fresh = slice(core.tokens.start, core.tokens.stop), fresh
-        self.hidden: FloatArray = np.empty_like(arrays["soft"], np.float32)
+    def __init__(self, core: Core, taken: Arrays, given: Arrays, hidden: FloatArray) -> None:
+        """Bind what the graphs take and give besides their own; `hidden [R, L, D]` is for all."""
+        rows, _, width = hidden.shape
+        self._core, self._room = core, np.arange(0)
+        self._all = hidden[:, core.tokens.start : core.tokens.stop]
+        self._hidden: FloatArray = np.empty((rows, len(core.tokens), width), np.float32)
         self._load: NDArray[np.int64] = np.zeros((), np.int64)
-        self._core, self._arrays, self._room = core, arrays, np.arange(0)
         self._io, self._index_io = core.network.io_binding(), core.index.io_binding()
         self._is_placed = False
         self._decided: list[NDArray[np.generic]] = []  # by the index, once it was run
         # Values that share memory with arrays; a binding alone keeps neither alive.
         self._bound: list[tuple[ort.OrtValue, NDArray[np.generic]]] = []
-
-    def bind(self, common: Arrays, pools: Mapping[str, ort.OrtValue], outputs: Arrays) -> None:
-        """Bind what the graphs take of the own arrays, `common` and `pools`, and all outputs."""
-        inputs = self._arrays | common
-        given = {name: self._value(array) for name, array in inputs.items()} | {**pools}
-        wanted = {value.name for value in self._core.network.get_inputs()}
-        self._has_room = "room" in wanted  # dense experts have no capacity
-        for name in wanted & given.keys():
-            self._io.bind_ortvalue_input(name, given[name])
-        for value in self._core.index.get_inputs():
-            self._index_io.bind_ortvalue_input(value.name, given[value.name])
-        for name, array in (outputs | {"hidden": self.hidden, "load": self._load}).items():
+        inputs = {**taken, TOKENS: np.arange(core.tokens.start, core.tokens.stop)}
+        for session, io in ((core.network, self._io), (core.index, self._index_io)):
+            for value in session.get_inputs():
+                if value.name in inputs:
+                    io.bind_ortvalue_input(value.name, self._value(inputs[value.name]))
+        # Dense experts have no capacity.
+        self._has_room = any(value.name == "room" for value in core.network.get_inputs())
+        for name, array in (given | {"hidden": self._hidden, "load": self._load}).items():
             self._io.bind_ortvalue_output(name, self._value(array))
 
-    def run(self, rows: Sequence[Row], room: int, moved: bool) -> int:
-        """Compute `hidden` and `fresh`; the largest expert load. `moved`: rows stand elsewhere."""
-        fill_contents(self._arrays, rows, self.own)
+    @property
+    def load(self) -> int:
+        """The largest of an expert."""
+        return int(self._load)
+
+    def run(self, room: int, moved: bool) -> None:
+        """Compute the share's tokens. `moved`: rows stand elsewhere."""
         if moved or not self._is_placed:
             self._is_placed = False
-            self._place(rows)
+            self._place()
             self._is_placed = True
         if self._has_room and room != len(self._room):
             self._room = np.arange(room)
             self._io.bind_cpu_input("room", self._room)
         self._core.network.run_with_iobinding(self._io)
-        return int(self._load)
+        self._all[:] = self._hidden
 
-    def _place(self, rows: Sequence[Row]) -> None:
+    def _place(self) -> None:
         """Work out what the rows' places decide; a canvas stands where it stood a step before."""
-        fill_index(self._arrays, rows)
         if self._decided:
             self._core.index.run_with_iobinding(self._index_io)
             return

@@ -55,8 +55,13 @@ def fresh_names(geometry: Geometry) -> list[str]:
 
 
 def lines_names(geometry: Geometry) -> list[str]:
-    """What each layer of a share reads: K then V of all shares, lines `[R * G * T, d]` of each."""
+    """What each layer of a share writes to: K, V that rows attend to, lines `[R * G * S, d]`."""
     return [f"lines_{kind}.{i}" for i in range(len(geometry.layers)) for kind in "kv"]
+
+
+def written_names(geometry: Geometry) -> list[str]:
+    """The same lines with what the share has written to them; in the same memory."""
+    return [f"written_{kind}.{i}" for i in range(len(geometry.layers)) for kind in "kv"]
 
 
 def arrived_name(layer: int) -> str:

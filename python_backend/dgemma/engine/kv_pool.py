@@ -27,6 +27,7 @@ class KVPool:
         shapes = self.shapes(geometry, slots, context)
         self.arrays: list[FloatArray] = [np.zeros(shape, np.float32) for shape in shapes]
         self.full = [layer.is_full for layer in geometry.layers for _ in "kv"]
+        self.versions = [0] * slots  # of what each slot holds
 
     @staticmethod
     def shapes(geometry: Geometry, slots: int, context: int) -> list[tuple[int, ...]]:
@@ -44,23 +45,24 @@ class KVPool:
         shapes = cls.shapes(geometry, slots, context)
         return sum(math.prod(shape) for shape in shapes) * np.dtype(np.float32).itemsize
 
-    def write(self, rows: Sequence[Row], fresh: Sequence[FloatArray], first: int = 0) -> None:
-        """Keep the K/V of the encode rows; `fresh` is K, V per layer, `[R, G, T, d]`.
+    def changed(self, slot: int) -> None:
+        """Copies of what this slot holds are out of date."""
+        self.versions[slot] += 1
 
-        T tokens of each row from its token `first` on: a share of them, or all.
-        """
+    def write(self, rows: Sequence[Row], fresh: Sequence[FloatArray]) -> None:
+        """Keep the K/V of the encode rows; `fresh` is K, V per layer, `[R, G, L, d]`."""
         for index, row in enumerate(rows):
-            stop = min(row.valid, first + fresh[0].shape[2])
-            if row.denoise or stop <= first:
+            if row.denoise:
                 continue
             # Of a row longer than the window only the last W tokens have a place in the ring.
-            skip = max(first, row.valid - self.window)
-            linear = [(slice(row.start + first, row.start + stop), slice(stop - first))]
-            ring = list(_in_ring(row.start + skip, row.start + stop, self.window, skip - first))
+            skip = max(0, row.valid - self.window)
+            linear = [(slice(row.start, row.end), slice(row.valid))]
+            ring = list(_in_ring(row.start + skip, row.end, self.window, skip))
             for array, full, new in zip(self.arrays, self.full, fresh, strict=True):
                 kept, given = array[row.slot], new[index]
                 for to, of in linear if full else ring:
                     kept[:, to] = given[:, of]
+            self.changed(row.slot)
 
     def read(self, slot: int, start: int, stop: int) -> Snapshot:
         """Copies of positions of a slot, `[G, n, d]` each; of rings, of the last W of them."""
@@ -76,6 +78,7 @@ class KVPool:
         linear, ring = self._places(snapshot.start, snapshot.stop)
         for array, full, part in zip(self.arrays, self.full, snapshot.parts, strict=True):
             array[slot][:, linear if full else ring] = part
+        self.changed(slot)
 
     def _places(self, start: int, stop: int) -> tuple[Places, Places]:
         """Where positions live in full layers and in rings."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,16 +16,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from dgemma.crew import Crew
 from dgemma.engine.base import Capacity, Row, Snapshot
 from dgemma.engine.batch import PassShape, check
-from dgemma.engine.bound_pass import BoundPass, Core, Cores
+from dgemma.engine.bound_pass import BoundPass, Core, Cores, Where
+from dgemma.engine.contexts import Contexts
 from dgemma.engine.graph import (
     NUMBER,
     ROW_INPUTS,
     TOKENS,
     arrived_name,
     lines_names,
-    pool_names,
 )
 from dgemma.engine.kv_pool import KVPool
 from dgemma.engine.shares import Meeting, share_out
@@ -65,16 +65,12 @@ class OnnxEngine:
         self.reruns = 0
         self._later: list[Callable[[], object]] = []
         self._embedding = _read_embedding([directory / name for name in manifest.weights])
-        self._cores = _open_cores(
-            directory, manifest, capacity.rows, threads or len(os.sched_getaffinity(0))
-        )
-        # Pools never move, so sessions read them where they are.
-        self._pools = {
-            name: ort.OrtValue.ortvalue_from_numpy(array)
-            for name, array in zip(pool_names(self.geometry), self.pool.arrays, strict=True)
-        }
+        self._cores = _open_cores(directory, manifest, threads or len(os.sched_getaffinity(0)))
+        self._contexts = Contexts(self.pool, self.geometry, capacity)
         self._bound = lru_cache(SHAPES)(self._bind)
         self._placed: dict[BoundPass, None] = {}  # in the order of their last run
+        self._pass: BoundPass  # the last, whose rows stood …
+        self._where: Where = []
 
     def snapshot(self, slot: int, start: int, stop: int) -> Snapshot:
         return self.pool.read(slot, start, stop)
@@ -89,8 +85,25 @@ class OnnxEngine:
         return self._embedding
 
     def forward(self, rows: Sequence[Row]) -> Tensor:
-        check(rows, self.geometry, self.capacity)
-        shape = PassShape.of(rows, self.geometry, self.capacity)
+        # A canvas stands where it stood a step before, among the same others.
+        where = [(len(row.ids), *row[1:5], row.partner) for row in rows]
+        if where != self._where:
+            check(rows, self.geometry, self.capacity)
+            self._pass = self._placed_pass(PassShape.of(rows, self.geometry, self.capacity))
+            self._where = where
+        bound = self._pass
+        self._run(bound, rows, where)
+        # A pass takes all cores, and the tail behind it one.
+        calls, self._later = self._later, []
+        for call in calls:
+            call()
+        self._contexts.keep(rows)
+        return torch.from_numpy(bound.hidden)
+
+    def _placed_pass(self, shape: PassShape) -> BoundPass:
+        """A pass of this shape, which may take memory for its places; an older one gives its own
+        back for it.
+        """
         bound = self._bound(shape)
         self._placed.pop(bound, None)
         self._placed[bound] = None
@@ -98,29 +111,22 @@ class OnnxEngine:
             oldest = next(iter(self._placed))
             oldest.forget()
             del self._placed[oldest]
-        self._run(bound, rows)
-        # A pass takes all cores, and the tail behind it one.
-        calls, self._later = self._later, []
-        for call in calls:
-            call()
-        if shape.encodes:
-            bound.keep(self.pool, rows)
-        return torch.from_numpy(bound.hidden)
+        return bound
 
     def _bind(self, shape: PassShape) -> BoundPass:
-        return BoundPass(self._cores, self._pools, shape, self.geometry)
+        return BoundPass(self._cores, self._contexts, shape, self.geometry)
 
     def _guess(self, tokens: int) -> int:
         """Expert capacity to try: half as much again as an even spread needs."""
         even = -(-tokens * self.geometry.top_k_experts // self.geometry.num_experts)
         return min(tokens, max(8, int(even * 1.5)))
 
-    def _run(self, bound: BoundPass, rows: Sequence[Row]) -> None:
+    def _run(self, bound: BoundPass, rows: Sequence[Row], where: Where) -> None:
         """Run until no expert overflows; a pass that overflowed is void and leaves no trace."""
         room = self._guess(len(rows) * len(self._cores.each[0].tokens))
         while True:
             try:
-                load = bound.run(rows, room)
+                load = bound.run(rows, where, room)
             except Exception as error:
                 raise EngineFailure(f"onnxruntime could not run the pass: {error}") from error
             if load <= room:
@@ -129,7 +135,7 @@ class OnnxEngine:
             room = load
 
 
-def _open_cores(directory: Path, manifest: Manifest, rows: int, threads: int) -> Cores:
+def _open_cores(directory: Path, manifest: Manifest, threads: int) -> Cores:
     """Shares of a small network on a core each, or one share of a large one on all threads."""
     if manifest.index is None:
         raise ConfigurationError(f"{directory}: of another version, without an index; {REBUILD}")
@@ -143,15 +149,15 @@ def _open_cores(directory: Path, manifest: Manifest, rows: int, threads: int) ->
         Core(tokens, _open_session(index, each), _open_session(graph, each)) for tokens in shares
     ]
     _check_inputs(manifest.geometry, {index: cores[0].index, graph: cores[0].network})
-    meeting = Meeting(manifest.geometry, rows, len(shares), len(shares[0]))
-    return Cores(cores, meeting, ThreadPoolExecutor(max(1, len(shares) - 1), "share"))
+    meeting = Meeting(len(manifest.geometry.layers), len(shares))
+    return Cores(cores, meeting, Crew(len(shares)))
 
 
 def _check_inputs(geometry: Geometry, sessions: Mapping[Path, ort.InferenceSession]) -> None:
     """Refuse graphs that take another kind of pass: those of an older or newer version."""
     layers = range(len(geometry.layers))
-    known = {*ROW_INPUTS, TOKENS, "room", *pool_names(geometry)}
-    known |= {NUMBER, *lines_names(geometry), *map(arrived_name, layers)}
+    known = {*ROW_INPUTS, TOKENS, "room", NUMBER}
+    known |= {*lines_names(geometry), *map(arrived_name, layers)}
     for path, session in sessions.items():
         found = {value.name for value in session.get_inputs()}
         # A network without a kind of layer has no use for what that kind needs.

@@ -12,9 +12,6 @@ from contextlib import contextmanager
 
 import numpy as np
 
-from dgemma.engine.kv_pool import FloatArray
-from dgemma.geometry import Geometry
-
 LEAST = 16  # tokens of a share: with fewer, starting operations costs more than computing them
 FIRST = 2**40  # number of a pass: larger than the size of any tensor
 
@@ -26,26 +23,12 @@ def share_out(length: int, most: int) -> list[range]:
 
 
 class Meeting:
-    """Memory in which shares of `width` tokens leave K/V for each other and say how far they are.
+    """Numbers by which shares of a pass know how far the others are."""
 
-    For passes of up to `rows`; only what passes have used of it is taken.
-    """
-
-    def __init__(self, geometry: Geometry, rows: int, shares: int, width: int) -> None:
+    def __init__(self, layers: int, shares: int) -> None:
         self.number = np.full((), FIRST)  # of the pass
         # The last pass of each share, layer by layer.
-        self.arrived = np.zeros((len(geometry.layers), shares), np.int64)
-        heads = [(layer.num_key_value_heads, layer.head_dim) for layer in geometry.layers]
-        self._sizes = [(g, width, d) for g, d in heads for _ in "kv"]
-        self._fresh = [np.empty(shares * rows * g * t * d, np.float32) for g, t, d in self._sizes]
-
-    def fresh(self, rows: int) -> list[FloatArray]:
-        """K, V per layer of a pass of `rows`, `[shares, R, G, T, d]`; for all passes the same."""
-        shares = self.arrived.shape[1]
-        return [
-            flat[: shares * rows * g * t * d].reshape(shares, rows, g, t, d)
-            for flat, (g, t, d) in zip(self._fresh, self._sizes, strict=True)
-        ]
+        self.arrived = np.zeros((layers, shares), np.int64)
 
     def begin(self) -> None:
         """The next pass; no share may be running."""

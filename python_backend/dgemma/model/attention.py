@@ -6,7 +6,8 @@ written, so that a commit and a first denoise in one pass read what they would r
 stands where its position alone says, and what is absent or masked adds exact zeros: neither a
 neighbour with a longer context nor the borders of the chunks that a prompt was encoded in move a
 row's numbers, so cached K/V are those that encoding again would give. Queries may be a share of
-each row's tokens, where others compute the rest.
+each row's tokens: others compute the rest at the same time, and what all attend to stands in memory
+that they have in common.
 Shapes: R rows, P pairs, L row length, T tokens of a share (L where there is one), H query heads, G
 K/V heads, d head size, N context positions that the pass reads (of a ring at most its W), S = N + L
 keys of a row.
@@ -49,10 +50,10 @@ class Keys:
     bias: Tensor  # fp32 [R, 1, T, S], 0 or MASKED
     cos: Tensor  # fp32 [R, T, d / 2]
     sin: Tensor
-    context: Tensor  # [R * G * S], lines of a pool `[slots * G * (W or max N), d]`
+    context: Tensor | None  # [R * G * S], lines of a pool; None: all lines of what stands there
     length: int  # S: worked out from what is gathered, a compiler would not know it from R * S
-    source: Tensor  # [(R + P) * G * L], lines of fresh K or V, `[R * G * T, d]` of each share …
-    target: Tensor  # [(R + P) * G * L], … that go to these lines of the context `[R * G * S, d]`
+    source: Tensor  # [(R + P) * G * T], lines of fresh K or V `[R * G * T, d]` …
+    target: Tensor  # [(R + P) * G * T], … that go to these lines of the context `[R * G * S, d]`
 
 
 def build_keys(g: Geometry, layer: LayerGeometry, rows: RowIndex, size: int, table: Tensor) -> Keys:
@@ -89,36 +90,30 @@ def build_keys(g: Geometry, layer: LayerGeometry, rows: RowIndex, size: int, tab
     cos, sin = rotary_tables(queries, table)
 
     heads = torch.arange(layer.num_key_value_heads)[:, None]  # [G, 1]
-    lines = rows.slot[:, None, None] * layer.num_key_value_heads + heads  # [R, G, 1]
-    lines = (lines * size + held[:, None]).flatten()
-    # Tokens without a place (padding, and what a ring no longer holds) repeat one that has.
-    first, end = rows.start[rows.pair_from, None], rows.valid[rows.pair_from, None]  # [P, 1]
-    kept = torch.minimum(own, end - 1)  # [P, L]
+    context: Tensor | None = None
+    if rows.tokens is None:
+        lines = rows.slot[:, None, None] * layer.num_key_value_heads + heads  # [R, G, 1]
+        context = (lines * size + held[:, None]).flatten()
+    # What rows have of these tokens stands in their own context, and in that of a partner behind
+    # them. A token without a place there, padding or older than a ring, goes to its own row again.
+    own = own if rows.tokens is None else rows.tokens  # [T]
+    end = rows.valid[rows.pair_from, None]  # [P, 1]
+    has_place = own < end
     if not layer.is_full:
-        kept = torch.maximum(kept, end - window)
-    token = torch.cat([own.expand_as(linear), kept])  # [R + P, L], of the rows that …
-    place = torch.cat([linear, first + kept])  # … write to these places
-    if not layer.is_full:
-        place = torch.remainder(place, ring)
+        has_place = has_place & (own >= end - window)
+    reader = torch.where(has_place, rows.pair_to[:, None], rows.pair_from[:, None])  # [P, T]
     each = torch.arange(rows.start.shape[0])
-    source_row, target_row = (
-        torch.cat([each, pair])[:, None]  # [R + P, 1]
-        for pair in (rows.pair_from, rows.pair_to)
-    )
-    width = length
-    if rows.tokens is not None:
-        # Shares are of one size and stand one after the other; the last may overlap its neighbour.
-        width = rows.tokens.shape[0]
-        share = token // width
-        source_row = source_row + share * rows.start.shape[0]
-        token = token - (share * width).clamp(max=length - width)
+    writer = torch.cat([each, rows.pair_from])  # [R + P]
+    place = queries if layer.is_full else torch.remainder(queries, ring)  # [R, T]
 
     def flat(row: Tensor, line: Tensor, lines: int | Tensor) -> Tensor:
-        head = row[:, None] * layer.num_key_value_heads + heads
+        head = row[:, None] * layer.num_key_value_heads + heads  # [R + P, G, T or 1]
         return (head * lines + line[:, None]).flatten()
 
-    source, target = flat(source_row, token, width), flat(target_row, place, total)
-    return Keys(bias, cos, sin, lines, total, source, target)
+    width = queries.shape[1]
+    source = flat(writer[:, None], torch.arange(width)[None], width)
+    readers = torch.cat([each[:, None].expand_as(queries), reader])
+    return Keys(bias, cos, sin, context, total, source, flat(readers, place[writer], total))
 
 
 class Attention(nn.Module):
@@ -156,7 +151,9 @@ class Attention(nn.Module):
     def forward(
         self, q: Tensor, k: Tensor, v: Tensor, keys: Keys, pool_k: Tensor, pool_v: Tensor
     ) -> Tensor:
-        """Output `[R, L, D]` of what `project` gave; pools are `[slots, G, W or max N, d]`."""
+        """Output `[R, T, D]` of what `project` gave; pools are `[slots, G, W or max N, d]`, or
+        `[R, G, S, d]` where queries are a share.
+        """
         # Scale 1: the q and k norms do the scaling.
         mixed = F.scaled_dot_product_attention(
             q,
@@ -171,8 +168,10 @@ class Attention(nn.Module):
 
 def with_context(fresh: Tensor, pool: Tensor, keys: Keys) -> Tensor:
     """The keys or values in the order of `build_keys`, `[R, G, S, d]`."""
+    context = pool.flatten(0, 2)
     # `embedding` is a plain gather of vectors.
-    context = F.embedding(keys.context, pool.flatten(0, 2))  # [R * G * S, d]
+    if keys.context is not None:
+        context = F.embedding(keys.context, context)  # [R * G * S, d]
     context = context.index_put((keys.target,), F.embedding(keys.source, fresh.flatten(0, 2)))
     keyed: Tensor = context.unflatten(0, (*fresh.shape[:2], keys.length))
     return keyed

@@ -104,8 +104,11 @@ class Network(nn.Module):
         """Last hidden states `[R, L, D]`, the largest expert load, and fresh K, V per layer.
 
         `ids` int64 `[R, L]`; `soft` `[R, L, D]`, zero where a canvas has no previous step;
-        `room` `arange(C)`; `pools` K then V of each layer, `[slots, G, W or N, d]`.
+        `room` `arange(C)`; `pools` K then V of each layer, `[slots, G, W or N, d]`, or of a share
+        what its rows attend to, `[R, G, S, d]`, in which its own tokens may be missing.
         """
+        if rows.tokens is not None:  # a share: of hidden states and fresh K, V, [R, T] are given
+            ids, soft = ids.index_select(1, rows.tokens), soft.index_select(1, rows.tokens)
         x, load, fresh = self.pass_layers(self.enter(ids, soft, rows.denoise), rows, room, pools)
         return self.norm(x), load, fresh
 

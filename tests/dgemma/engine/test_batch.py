@@ -174,7 +174,6 @@ def test_arrays_that_held_another_pass_hold_nothing_of_it() -> None:
 def test_passes_of_other_sizes_have_other_shapes() -> None:
     passes = [
         (row(),),
-        (row(denoise=True),),  # nothing of it is kept
         (row(), row(slot=2)),
         (row(200),),
         FUSED,

@@ -72,19 +72,14 @@ def test_position_p_lives_at_p_mod_the_window(window: int) -> None:
 @given(
     st.integers(2, 3 * L),
     st.lists(st.tuples(st.integers(0, SLOTS - 1), st.integers(1, L)), min_size=1, max_size=12),
-    st.integers(1, L),
 )
-def test_any_rows_of_any_slots(window: int, writes: list[tuple[int, int]], width: int) -> None:
-    """All of a row at once, or share after share of `width` tokens, the last of which overlaps."""
+def test_any_rows_of_any_slots(window: int, writes: list[tuple[int, int]]) -> None:
     of, ends = pool(window), [0] * SLOTS
     for slot, valid in writes:
         if ends[slot] + valid > CONTEXT:
             continue
         rows = [row(ends[slot], valid, slot)]
-        made = fresh(of, rows, request=slot)
-        for start in range(0, L, width):
-            first = min(start, L - width)
-            of.write(rows, [array[:, :, first : first + width] for array in made], first)
+        of.write(rows, fresh(of, rows, request=slot))
         ends[slot] += valid
     for slot, end in enumerate(ends):
         check_holds(of, slot, end, request=slot)
