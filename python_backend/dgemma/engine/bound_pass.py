@@ -91,8 +91,13 @@ class BoundPass:
         with self._cores.meeting.attended():
             share.run(room, moved)
 
+    @property
+    def placed_bytes(self) -> int:
+        """Of what the rows' places have decided, which grows with rows times keys."""
+        return sum(array.nbytes for share in self._shares for array in share.decided)
+
     def forget(self) -> None:
-        """Give back what the rows' places have decided, which grows with rows times keys."""
+        """Give that back."""
         for share in self._shares:
             share.forget()
 
@@ -109,7 +114,7 @@ class _Share:
         self._load: NDArray[np.int64] = np.zeros((), np.int64)
         self._io, self._index_io = core.network.io_binding(), core.index.io_binding()
         self._is_placed = False
-        self._decided: list[NDArray[np.generic]] = []  # by the index, once it was run
+        self.decided: list[NDArray[np.generic]] = []  # by the index, once it was run
         # Values that share memory with arrays; a binding alone keeps neither alive.
         self._bound: list[tuple[ort.OrtValue, NDArray[np.generic]]] = []
         inputs = {**taken, TOKENS: np.arange(core.tokens.start, core.tokens.stop)}
@@ -141,7 +146,7 @@ class _Share:
 
     def _place(self) -> None:
         """Work out what the rows' places decide; a canvas stands where it stood a step before."""
-        if self._decided:
+        if self.decided:
             self._core.index.run_with_iobinding(self._index_io)
             return
         # Only a run tells the sizes of what it gives; later ones give it where this one did.
@@ -149,16 +154,16 @@ class _Share:
         for name in names:
             self._index_io.bind_output(name)
         self._core.index.run_with_iobinding(self._index_io)
-        self._decided = self._index_io.copy_outputs_to_cpu()
+        self.decided = self._index_io.copy_outputs_to_cpu()
         self._index_io.clear_binding_outputs()
-        for name, array in zip(names, self._decided, strict=True):
+        for name, array in zip(names, self.decided, strict=True):
             value = ort.OrtValue.ortvalue_from_numpy(array)
             self._index_io.bind_ortvalue_output(name, value)
             self._io.bind_ortvalue_input(name, value)
 
     def forget(self) -> None:
         self._index_io.clear_binding_outputs()
-        self._is_placed, self._decided = False, []
+        self._is_placed, self.decided = False, []
 
     def _value(self, array: NDArray[np.generic]) -> ort.OrtValue:
         value = ort.OrtValue.ortvalue_from_numpy(array)

@@ -36,7 +36,7 @@ from dgemma.manifest import REBUILD, Manifest
 from dgemma.ort import ort
 
 SHAPES = 64  # kept with their arrays …
-PLACED = 8  # … and those run last with what their rows' places have decided
+PLACED_BYTES = 2**25  # … and with what their rows' places have decided, of those run last
 # Of weights, up to which every core reads all of them, from its own copy.
 SMALL = 2**26
 # Processors on which what one core has written is seen by others in that order, as shares need.
@@ -101,16 +101,16 @@ class OnnxEngine:
         return torch.from_numpy(bound.hidden)
 
     def _placed_pass(self, shape: PassShape) -> BoundPass:
-        """A pass of this shape, which may take memory for its places; an older one gives its own
-        back for it.
-        """
+        """A pass of this shape; for what its rows' places will decide, older ones make room."""
         bound = self._bound(shape)
         self._placed.pop(bound, None)
-        self._placed[bound] = None
-        if len(self._placed) > PLACED:
+        held = sum(other.placed_bytes for other in self._placed)
+        while held > PLACED_BYTES:
             oldest = next(iter(self._placed))
+            held -= oldest.placed_bytes
             oldest.forget()
             del self._placed[oldest]
+        self._placed[bound] = None
         return bound
 
     def _bind(self, shape: PassShape) -> BoundPass:
