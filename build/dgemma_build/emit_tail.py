@@ -1,13 +1,13 @@
-"""The tail's arithmetic as ONNX graphs of one row, from a geometry alone.
+"""The tail's arithmetic as ONNX graphs, from a geometry alone.
 
 Knows how to export `dgemma.tail.step`, with the embedding as a named graph input; knows nothing of
-files. One row, because no row may round otherwise for its neighbours.
+files. What sees the vocabulary is a graph of one row.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 
 import onnx
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from dgemma.geometry import Geometry
 from dgemma.tail import acceptance, noise, statistics, step
 from dgemma.tail import graph as tail_graph
-from dgemma.tail.graph import LOOK, MOVE, Ends
+from dgemma.tail.graph import DRAW, LOOK, MOVE, Ends
 from dgemma.tail.noise import FEW_TOKENS
 from dgemma.tail.statistics import Head
-from dgemma.tail.step import look, move
+from dgemma.tail.step import draw, look, move
 from dgemma_build.emit import OPSET, silence
 
 # What the graphs are made from, this module included.
@@ -28,17 +28,18 @@ MODULES = (sys.modules[__name__], acceptance, noise, statistics, step, tail_grap
 
 EMBEDDING = "embed_tokens.weight"
 _KEPT = 16  # of geometries that only differ in their layers
+_ROWS = 3  # of what is traced where any number will do
 
 
 class _Pure(nn.Module):
-    """One function of the tail with the embedding as its first argument."""
+    """One function of the tail, with the embedding as an argument where it takes a head."""
 
     def __init__(self, function: Callable[..., Sequence[Tensor]], softcap: float) -> None:
         super().__init__()
         self.function, self.softcap = function, softcap
 
-    def forward(self, embedding: Tensor, arguments: Sequence[Tensor]) -> Sequence[Tensor]:
-        return self.function(Head(embedding, self.softcap), *arguments)
+    def forward(self, head: Sequence[Tensor], arguments: Sequence[Tensor]) -> Sequence[Tensor]:
+        return self.function(*(Head(e, self.softcap) for e in head), *arguments)
 
 
 def emit_tail(geometry: Geometry) -> dict[str, onnx.ModelProto]:
@@ -58,23 +59,36 @@ def emit_tail(geometry: Geometry) -> dict[str, onnx.ModelProto]:
 
 @lru_cache(_KEPT)
 def _emitted(length: int, hidden: int, vocab: int, softcap: float) -> tuple[tuple[str, bytes], ...]:
-    embedding = torch.zeros(vocab, hidden)
     sizes = {"L": length, "D": hidden, "V": vocab}
-    parts: list[tuple[Ends, Callable[..., Sequence[Tensor]]]] = [(LOOK, look), (MOVE, move)]
-    graphs = []
-    for ends, function in parts:
-        example = tuple(torch.ones(v.shape(sizes), dtype=v.dtype) for v in ends.inputs)
-        with silence(), torch.no_grad():
-            program = torch.onnx.export(
-                _Pure(function, softcap).eval(),
-                (embedding, example),
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=[EMBEDDING, *(v.name for v in ends.inputs)],
-                output_names=[v.name for v in ends.outputs],
-                optimize=True,
-                verbose=False,
-            )
-        assert program is not None
-        graphs.append((ends.file, program.model_proto.SerializeToString()))
-    return tuple(graphs)
+    head = {EMBEDDING: torch.zeros(vocab, hidden)}
+    return (
+        (LOOK.file, _export(look, LOOK, sizes, head, softcap)),
+        (DRAW.file, _export(draw, DRAW, sizes, head, softcap)),
+        (MOVE.file, _export(move, MOVE, sizes, {}, softcap)),
+    )
+
+
+def _export(
+    function: Callable[..., Sequence[Tensor]],
+    ends: Ends,
+    sizes: Mapping[str, int],
+    head: Mapping[str, Tensor],
+    softcap: float,
+) -> bytes:
+    sizes = {**sizes, "R": _ROWS if ends.any_rows else 1}
+    example = tuple(torch.ones(v.shape(sizes), dtype=v.dtype) for v in ends.inputs)
+    rows = {0: torch.export.Dim.DYNAMIC} if ends.any_rows else {}
+    with silence(), torch.no_grad():
+        program = torch.onnx.export(
+            _Pure(function, softcap).eval(),
+            (tuple(head.values()), example),
+            dynamo=True,
+            opset_version=OPSET,
+            dynamic_shapes=((None,) * len(head), (rows,) * len(example)),
+            input_names=[*head, *(value.name for value in ends.inputs)],
+            output_names=[f"out.{value.name}" for value in ends.outputs],
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None
+    return program.model_proto.SerializeToString()

@@ -35,6 +35,7 @@ from dgemma.request import Request, RequestParser
 from dgemma.scheduler.options import Options
 from dgemma.scheduler.scheduler import Scheduler
 from dgemma.simulated.simulation import Simulation
+from dgemma.tail.bound_step import Graphs
 from dgemma.tail.compiled import CompiledTail
 from dgemma.tail.draws import SeededDraws
 from dgemma.tail.statistics import Head
@@ -179,8 +180,9 @@ def _open_tail(directory: Path, engine: Engine, geometry: Geometry) -> Tail:
     """The tail that the engine was built with."""
     tail = tail_of(engine.embedding(), geometry)
     if Manifest.read(directory).tail:
-        assert isinstance(tail.draws, SeededDraws)
-        return CompiledTail.load(tail.head, tail.draws, directory, geometry)
+        assert isinstance(tail.draws, SeededDraws) and isinstance(engine, OnnxEngine)
+        graphs = Graphs.load(directory, geometry, engine.crew)
+        return CompiledTail(tail.head, tail.draws, graphs=graphs)
     return tail
 
 

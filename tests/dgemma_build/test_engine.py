@@ -21,7 +21,7 @@ from dgemma.errors import ConfigurationError
 from dgemma.manifest import FILE_NAME, Manifest
 from dgemma.model.checkpoint import Checkpoint, hf_name
 from dgemma.profiles.locks import building
-from dgemma.tail.graph import LOOK, MOVE
+from dgemma.tail.graph import DRAW, LOOK, MOVE
 from dgemma_build.engine import Built, build_engine
 from tests.dgemma.engine.fake_engine import geometry_of
 from tests.dgemma.model.tiny_weights import hf_tensors, random_network, write_weights
@@ -73,10 +73,10 @@ def test_an_engine_is_a_graph_a_store_and_a_manifest(checkpoint: Path, tmp_path:
     assert not built.up_to_date
     manifest = Manifest.read(tmp_path / "engine")
     assert manifest == built.manifest
-    files = {manifest.graph, "index.onnx", *manifest.weights, LOOK.file, MOVE.file}
+    files = {manifest.graph, "index.onnx", *manifest.weights, LOOK.file, DRAW.file, MOVE.file}
     assert set(stamps(tmp_path / "engine")) == {*files, FILE_NAME}
     assert set(manifest.files) == files
-    assert manifest.tail == (LOOK.file, MOVE.file)
+    assert manifest.tail == (LOOK.file, DRAW.file, MOVE.file)
     assert manifest.index == "index.onnx"
     assert (manifest.target, manifest.precision) == ("cpu", "fp32")
     assert manifest.geometry == GEOMETRY

@@ -72,6 +72,11 @@ class OnnxEngine:
         self._pass: BoundPass  # the last, whose rows stood …
         self._where: Where = []
 
+    @property
+    def crew(self) -> Crew:
+        """The threads that a pass is shared out over, which are free between passes."""
+        return self._cores.crew
+
     def snapshot(self, slot: int, start: int, stop: int) -> Snapshot:
         return self.pool.read(slot, start, stop)
 

@@ -10,11 +10,13 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor
 
+from dgemma.crew import Crew
 from dgemma.errors import ConfigurationError
 from dgemma.sampling import Sampling
+from dgemma.tail.bound_step import Graphs
 from dgemma.tail.compiled import CompiledTail
 from dgemma.tail.draws import SeededDraws
-from dgemma.tail.graph import LOOK, MOVE
+from dgemma.tail.graph import DRAW, LOOK, MOVE
 from dgemma.tail.noise import FEW_TOKENS
 from dgemma.tail.statistics import Head
 from dgemma.tail.tail import Canvas, Tail
@@ -29,6 +31,7 @@ EMBEDDINGS = torch.randn(VOCAB, SIZE, generator=torch.Generator().manual_seed(0)
 HEAD = Head(EMBEDDINGS, GEOMETRY.final_logit_softcapping)
 EAGER = Tail(HEAD, SeededDraws(LENGTH, VOCAB))
 STEPS = 4
+FILES = [ends.file for ends in (LOOK, DRAW, MOVE)]
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +47,14 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def load(directory: Path, threads: int = 1) -> CompiledTail:
+    graphs = Graphs.load(directory, GEOMETRY, Crew(threads))
+    return CompiledTail(HEAD, SeededDraws(LENGTH, VOCAB), graphs=graphs)
+
+
 @pytest.fixture(scope="module")
 def compiled(directory: Path) -> CompiledTail:
-    return CompiledTail.load(HEAD, SeededDraws(LENGTH, VOCAB), directory, GEOMETRY)
+    return load(directory)
 
 
 def hidden(seed: int, rows: int = 1) -> Tensor:
@@ -113,13 +121,31 @@ def test_a_row_is_the_same_to_the_last_bit_among_others(compiled: CompiledTail) 
             assert torch.equal(getattr(alone, name), getattr(among, name)), name
 
 
-def test_a_canvas_that_is_done_gets_no_next_one(compiled: CompiledTail) -> None:
-    sampling = replace(settings(1), max_denoising_steps=1)
-    canvas = compiled.begin(0, sampling, None)
-    before = canvas.ids
-    compiled.step(hidden(1), [(canvas, sampling)])
-    assert canvas.argmax is not None
-    assert canvas.ids is before and canvas.soft is None
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_canvas_that_is_done_gets_no_next_one(directory: Path, rows: int) -> None:
+    """Alone or beside one that is not."""
+    tail, seeds = load(directory, 2), range(rows)
+    done, more = (replace(settings(1), max_denoising_steps=steps) for steps in (1, 2))
+    canvases = [tail.begin(seed, done, None) for seed in seeds]
+    before = [canvas.ids for canvas in canvases]
+    tail.step(
+        hidden(1, rows),
+        [(canvas, done if seed == 0 else more) for seed, canvas in enumerate(canvases)],
+    )
+    for seed, canvas in enumerate(canvases):
+        assert canvas.argmax is not None
+        assert (canvas.ids is before[seed]) == (canvas.soft is None) == (seed == 0)
+
+
+@pytest.mark.parametrize("threads", [2, 3, 11])
+def test_any_number_of_threads_gives_the_same_bits(
+    directory: Path, compiled: CompiledTail, threads: int
+) -> None:
+    tail = load(directory, threads)
+    for got, wanted in zip(run(tail, range(8)), run(compiled, range(8)), strict=True):
+        for name in ("ids", "soft", "argmax", "accepted", "entropy", "mean_entropy", "repeats"):
+            a, b = getattr(got, name), getattr(wanted, name)
+            assert torch.equal(torch.as_tensor(a), torch.as_tensor(b)), name
 
 
 def test_what_one_step_gave_is_not_overwritten_by_another(compiled: CompiledTail) -> None:
@@ -134,10 +160,14 @@ def test_a_large_vocabulary_has_no_graphs() -> None:
     assert emit_tail(replace(GEOMETRY, vocab_size=FEW_TOKENS + 1)) == {}
 
 
-@pytest.mark.parametrize("name", [LOOK.file, MOVE.file])
+@pytest.mark.parametrize("name", FILES)
 def test_a_graph_that_cannot_be_loaded_is_named(directory: Path, tmp_path: Path, name: str) -> None:
-    for file in (LOOK.file, MOVE.file):
+    for file in FILES:
         (tmp_path / file).write_bytes((directory / file).read_bytes())
     (tmp_path / name).write_bytes(b"no graph")
     with pytest.raises(ConfigurationError, match=f"{name}: onnxruntime cannot load it"):
-        CompiledTail.load(HEAD, SeededDraws(LENGTH, VOCAB), tmp_path, GEOMETRY)
+        load(tmp_path)
+    other = FILES[FILES.index(name) - 1]
+    (tmp_path / name).write_bytes((directory / other).read_bytes())
+    with pytest.raises(ConfigurationError, match=f"{name}: of another version; build it again"):
+        load(tmp_path)
