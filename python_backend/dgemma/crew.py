@@ -6,7 +6,6 @@ less time than handing it to an executor and waiting for what that promises.
 
 from __future__ import annotations
 
-import time
 import weakref
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
@@ -15,10 +14,6 @@ from threading import Thread
 Part = Callable[[], None]
 Ends = SimpleQueue[BaseException | None]  # of the parts of one job
 Tasks = SimpleQueue[tuple[Part, Ends] | None]
-
-# For so long the caller looks whether the others are done before it sleeps: parts are of one size,
-# and to be woken takes longer.
-_LOOKING_S = 200e-6
 
 
 class Crew:
@@ -47,17 +42,9 @@ class Crew:
         try:
             own()
         finally:
-            errors = _errors(ends, len(others))
+            errors = [error for _ in others if (error := ends.get()) is not None]
         for error in errors:
             raise error
-
-
-def _errors(ends: Ends, count: int) -> list[BaseException]:
-    """Of those that have failed, once all have ended."""
-    until = time.perf_counter() + _LOOKING_S
-    while ends.qsize() < count and time.perf_counter() < until:
-        time.sleep(0)  # lets them go on, and whoever else wants the core
-    return [error for _ in range(count) if (error := ends.get()) is not None]
 
 
 def _work(tasks: Tasks) -> None:
