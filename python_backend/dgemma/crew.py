@@ -1,15 +1,16 @@
 """Threads that stand by to compute parts of one job beside the caller's.
 
-Knows how to wake them and when all parts are done; knows nothing of what parts are. A job takes
-less time than handing it to an executor and waiting for what that promises.
+Knows how to wake them, on which cores they stay and when all parts are done; knows nothing of what
+parts are. A job takes less time than handing it to an executor and waiting for what that promises.
 """
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable, Sequence
 from queue import SimpleQueue
-from threading import Thread
+from threading import Thread, current_thread, get_ident, main_thread
 
 Part = Callable[[], None]
 Ends = SimpleQueue[BaseException | None]  # of the parts of one job
@@ -20,12 +21,19 @@ class Crew:
     """As many threads as a job has parts, the caller's among them."""
 
     def __init__(self, size: int) -> None:
-        """`size` 1 has no threads; they end with the last reference to the crew."""
+        """`size` 1 has no threads; they end with the last reference to the crew.
+
+        A crew for all cores stays on them, one thread each: after a pause the system would wake two
+        of them on one core, and parts that wait for each other would take turns there.
+        """
         self.size = size
+        cores = sorted(os.sched_getaffinity(0))
+        homes = [{core} for core in cores] if size == len(cores) else [set(cores)] * size
+        self._home, self._caller = homes[0], -1
         self._tasks: list[Tasks] = []
-        for _ in range(size - 1):
+        for home in homes[1:]:
             tasks: Tasks = SimpleQueue()
-            Thread(target=_work, args=(tasks,), name="crew", daemon=True).start()
+            Thread(target=_work, args=(tasks, home), name="crew", daemon=True).start()
             weakref.finalize(self, tasks.put, None)
             self._tasks.append(tasks)
 
@@ -34,6 +42,8 @@ class Crew:
 
         Raises the error of one, but waits for the others.
         """
+        if self._caller != get_ident():
+            self._join()
         *others, own = parts
         assert len(others) <= len(self._tasks), "a crew has a thread for every part"
         ends: Ends = SimpleQueue()
@@ -46,8 +56,18 @@ class Crew:
         for error in errors:
             raise error
 
+    def _join(self) -> None:
+        """Have the calling thread stay on its core, too.
 
-def _work(tasks: Tasks) -> None:
+        The main thread may not: processes and threads that it starts would have to stay there.
+        """
+        self._caller = get_ident()
+        if current_thread() is not main_thread():
+            os.sched_setaffinity(0, self._home)
+
+
+def _work(tasks: Tasks, home: set[int]) -> None:
+    os.sched_setaffinity(0, home)
     while (task := tasks.get()) is not None:
         part, ends = task
         try:

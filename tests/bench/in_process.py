@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
+from threading import Thread
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from dgemma.scheduler.events import Block, Event, Finished
 from dgemma.scheduler.scheduler import Scheduler
 from dgemma.tail.tail import Tail
 from tests.bench.channel import answer_lines
-from tests.bench.workload import FIXED, LONGEST, Measured, tasks
+from tests.bench.workload import FIXED, FIXED_STEPS, LONGEST, Measured, tasks
 
 SLOTS = 8
 
@@ -136,33 +137,55 @@ class InProcess:
             "tail_ms": tail_watch.seconds / scheduler.passes * 1e3,
         }
 
-    def bare(self, rows: int, passes: int, contexts: Sequence[int] | None = None) -> dict[str, Any]:
-        """Tokens per second of engine and tail alone: `rows` canvases, no prompts, no commits.
+    def bare(self, rows: int, passes: int) -> dict[str, Any]:
+        """Tokens per second of engine and tail alone: canvases behind one other, nothing else."""
+        length = self.engine.geometry.canvas_length
+        self._encode(rows, 0, length)
+        return self._speed(rows, self._steps(rows, length, passes), passes)
 
-        So many passes behind each of `contexts`, in tokens; by default behind one canvas.
+    def bare_requests(self, rows: int, contexts: Sequence[int]) -> dict[str, Any]:
+        """Tokens per second of engine and tail alone, which do all that so many requests need of
+        them: each canvas's steps behind its context, and the chunk before it encoded.
+        """
+        length, seconds = self.engine.geometry.canvas_length, 0.0
+        for context in contexts:
+            for start in range(0, context - length, length):
+                self._encode(rows, start, length)
+            seconds += self._steps(rows, context, FIXED_STEPS, encoding=True)
+        return self._speed(rows, seconds, FIXED_STEPS * len(contexts))
+
+    def _speed(self, rows: int, seconds: float, passes: int) -> dict[str, Any]:
+        length = self.engine.geometry.canvas_length
+        return {"tokens_per_second": rows * length * passes / FIXED_STEPS / seconds}
+
+    def _encode(self, rows: int, start: int, valid: int) -> None:
+        self.engine.forward([self._chunk(slot, start, valid) for slot in range(rows)])
+
+    def _chunk(self, slot: int, start: int, valid: int) -> Row:
+        length = self.engine.geometry.canvas_length
+        prompt = self.parts.parser.parse(raw(tasks()[0].prompt), "bare").prompt
+        return Row(torch.tensor(prompt + (0,) * length)[:length], slot, start, valid, False)
+
+    def _steps(self, rows: int, context: int, passes: int, encoding: bool = False) -> float:
+        """Seconds for so many steps behind `context` tokens, the last of which the first pass
+        encodes if it is `encoding`.
         """
         length = self.engine.geometry.canvas_length
-        request = self.parts.parser.parse(raw(tasks()[0].prompt, seed=0, **FIXED), "bare")
-        steps = request.sampling.max_denoising_steps
-        sampling = replace(request.sampling, max_denoising_steps=passes)
-        text = torch.tensor(request.prompt + (0,) * length)[:length]
-        seconds, places = 0.0, contexts or [length]
-        for context in places:
-            for start in range(0, context, length):
-                valid = min(length, context - start)
-                self.engine.forward([Row(text, slot, start, valid, False) for slot in range(rows)])
-            canvases = [self.tail.begin(slot, sampling, None) for slot in range(rows)]
-            began = time.perf_counter()
-            for _ in range(passes):
-                hidden = self.engine.forward(
-                    [
-                        Row(canvas.ids, slot, context, length, True, canvas.soft)
-                        for slot, canvas in enumerate(canvases)
-                    ]
-                )
-                self.tail.step(hidden, [(canvas, sampling) for canvas in canvases])
-            seconds += time.perf_counter() - began
-        return {"tokens_per_second": rows * length / (steps * seconds / passes / len(places))}
+        sampling = self.parts.parser.parse(raw("", **FIXED), "bare").sampling
+        sampling = replace(sampling, max_denoising_steps=passes)
+        canvases = [self.tail.begin(slot, sampling, None) for slot in range(rows)]
+        start = max(0, context - length)
+        chunks = [self._chunk(slot, start, context - start) for slot in range(rows)]
+        began = time.perf_counter()
+        for step in range(passes):
+            together = encoding and step == 0
+            denoise = [
+                Row(canvas.ids, slot, context, length, True, canvas.soft, slot if together else -1)
+                for slot, canvas in enumerate(canvases)
+            ]
+            hidden = self.engine.forward([*chunks, *denoise] if together else denoise)
+            self.tail.step(hidden[-rows:], [(canvas, sampling) for canvas in canvases])
+        return time.perf_counter() - began
 
     def prompt_tokens(self) -> dict[str, Any]:
         """Of the request that `together` repeats."""
@@ -188,4 +211,5 @@ def raw(prompt: str, **parameters: Any) -> RawRequest:
 
 if __name__ == "__main__":
     engine, checkpoint, *numbers = sys.argv[1:]
-    answer_lines(InProcess(Path(engine), Path(checkpoint), *map(int, numbers)))
+    worker = InProcess(Path(engine), Path(checkpoint), *map(int, numbers))
+    Thread(target=answer_lines, args=(worker,)).start()  # a thread of its own, as the service has

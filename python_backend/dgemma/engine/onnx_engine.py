@@ -36,7 +36,7 @@ from dgemma.manifest import REBUILD, Manifest
 from dgemma.ort import ort
 
 SHAPES = 64  # kept with their arrays …
-PLACED_BYTES = 2**25  # … and with what their rows' places have decided, of those run last
+PLACED_BYTES = 2**27  # … and with what their rows' places have decided, of those run last
 # Of weights, up to which every core reads all of them, from its own copy.
 SMALL = 2**26
 # Processors on which what one core has written is seen by others in that order, as shares need.
