@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import gc
+import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
@@ -68,3 +71,34 @@ def test_its_threads_end_with_it() -> None:
     for thread in threads:
         thread.join(timeout=10)
         assert not thread.is_alive()
+
+
+def homes(crew: Crew) -> list[set[int]]:
+    """The cores on which the parts of a job may run, in the order of the parts."""
+    seen: dict[int, set[int]] = {}
+    crew.run(
+        [partial(lambda i: seen.update({i: os.sched_getaffinity(0)}), i) for i in range(crew.size)]
+    )
+    return [seen[index] for index in sorted(seen)]
+
+
+def test_a_crew_for_all_cores_has_one_of_its_own_for_each_thread() -> None:
+    cores = os.sched_getaffinity(0)
+    with ThreadPoolExecutor(1) as thread:
+        own = thread.submit(homes, Crew(len(cores))).result()
+    assert len(own) == len(cores)
+    assert sorted(core for home in own for core in home) == sorted(cores)
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_any_other_crew_goes_where_there_is_room(more: int) -> None:
+    cores = os.sched_getaffinity(0)
+    if len(cores) + more < 1:
+        pytest.skip("a crew of no thread at all")
+    with ThreadPoolExecutor(1) as thread:
+        assert all(home == cores for home in thread.submit(homes, Crew(len(cores) + more)).result())
+
+
+def test_what_the_main_thread_starts_may_run_anywhere() -> None:
+    cores = os.sched_getaffinity(0)
+    assert homes(Crew(len(cores)))[-1] == cores

@@ -27,7 +27,7 @@ class Contexts:
     def __init__(self, pool: KVPool, geometry: Geometry, capacity: Capacity) -> None:
         """Only what passes have used of it is taken."""
         self._pool, self._length = pool, geometry.canvas_length
-        # Zeros: what is masked counts with a weight of 0, which takes back any number but NaN.
+        # Zeros, for what is masked counts with a weight of 0, and 0 times NaN were NaN.
         self._flat = [
             np.zeros(math.prod(shape), np.float32) for shape in self._shapes(geometry, capacity)
         ]

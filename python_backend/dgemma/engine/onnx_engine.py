@@ -98,7 +98,7 @@ class OnnxEngine:
             self._where = where
         bound = self._pass
         self._run(bound, rows, where)
-        # A pass takes all cores, and the tail behind it one.
+        # A pass takes all cores, and the tail of a single row behind it one.
         calls, self._later = self._later, []
         for call in calls:
             call()
