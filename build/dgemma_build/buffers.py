@@ -117,11 +117,15 @@ def _interface(model: Model, e: Envelope, on_gpu: bool) -> Iterator[Buffer]:
     # [R, L, D] each: soft, hidden, and between plans what left one and what leaves the next.
     vectors = (4 if on_gpu else 2) * tokens * g.hidden_size * width
     yield Buffer("inputs and outputs", vectors + tokens * INT64 + e.context * INT64)
-    # Every layer's are outputs, of all rows, whatever is kept of them.
-    fresh = tokens * sum(2 * x.num_key_value_heads * x.head_dim * width for x in g.layers)
-    yield Buffer("fresh K and V", fresh)
-    # Of all layers, as in a plan of all of them; a plan of one period holds only its own.
-    yield Buffer("K or V before they are put out", fresh // 2, PASS)
+    if on_gpu:
+        # Every layer's are outputs, of all rows, whatever is kept of them.
+        fresh = tokens * sum(2 * x.num_key_value_heads * x.head_dim * width for x in g.layers)
+        yield Buffer("fresh K and V", fresh)
+        # Of all layers, as in a plan of all of them; a plan of one period holds only its own.
+        yield Buffer("K or V before they are put out", fresh // 2, PASS)
+    else:
+        attended = sum(_position(x, width) * _keys(model, e, x) for x in g.layers)
+        yield Buffer("K and V that rows attend to", e.rows * attended)
     keys = sum({layer.is_full: _keys(model, e, layer) for layer in g.layers}.values())
     # fp32, rounded to the activations' type, and the comparison they come from: [R, L, S] each.
     yield Buffer("masks", tokens * keys * (FP32 + width + 1), PASS)
@@ -133,6 +137,11 @@ def _keys(model: Model, e: Envelope, layer: LayerGeometry) -> int:
     return context + model.geometry.canvas_length
 
 
+def _position(layer: LayerGeometry, width: int) -> int:
+    """K and V of one position of a layer."""
+    return 2 * layer.num_key_value_heads * layer.head_dim * width
+
+
 def _attention(model: Model, e: Envelope, layer: LayerGeometry, on_gpu: bool) -> Iterator[Buffer]:
     g, width, phase = model.geometry, model.activation_bytes, layer.layer_type
     tokens, keys = e.rows * g.canvas_length, _keys(model, e, layer)
@@ -141,23 +150,18 @@ def _attention(model: Model, e: Envelope, layer: LayerGeometry, on_gpu: bool) ->
     # The residual stream, its norm in fp32 and rounded; q, k, v before and after norm and rotation.
     stream = tokens * g.hidden_size * (2 * width + FP32)
     yield Buffer(f"{phase}: activations", stream + 3 * projected * width, phase)
-    position = 2 * e.rows * groups * layer.head_dim * width  # K and V
     scores = tokens * heads * keys  # [R, H, L, S]
     if on_gpu and (layer.head_dim <= FUSED_HEAD_DIM or scores >= FUSED_SCORES):
-        yield from _copies(phase, position, keys - g.canvas_length, keys)
+        # TensorRT lets go of copies before it repeats K and V for every query head.
+        position = e.rows * _position(layer, width)
+        context = keys - g.canvas_length
+        yield Buffer(f"{phase}: contexts with partners' tokens", position * context, phase)
+        yield Buffer(f"{phase}: keys and values joined", position * keys, phase)
         return
-    if not on_gpu:
-        yield from _copies(phase, position, keys - g.canvas_length, keys)
     yield Buffer(f"{phase}: scores in fp32", scores * FP32, phase)
     yield Buffer(f"{phase}: probabilities", scores * width, phase)
     repeated = e.rows * heads * keys * layer.head_dim * width if heads != groups else 0
     yield Buffer(f"{phase}: K or V for every query head", repeated, phase)
-
-
-def _copies(phase: str, position: int, context: int, keys: int) -> Iterator[Buffer]:
-    """Of K and V; TensorRT lets go of them before it repeats them for every query head."""
-    yield Buffer(f"{phase}: contexts with partners' tokens", position * context, phase)
-    yield Buffer(f"{phase}: keys and values joined", position * keys, phase)
 
 
 def _feed_forward(model: Model, e: Envelope) -> Iterator[Buffer]:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from dgemma.engine.base import Capacity
 from dgemma.engine.batch import PassShape, allocate
+from dgemma.engine.contexts import Contexts
 from dgemma.engine.kv_pool import KVPool
 from dgemma.geometries import DEFAULT, named_geometry
 from dgemma.geometry import SLIDING, Geometry
@@ -117,15 +119,14 @@ def test_the_hosts_arrays_are_counted(demo_checkpoint: Path) -> None:
     found = buffers(Model.of(geometry, "fp32"), envelope, "onnxruntime")
     pool = KVPool.bytes_for(geometry, envelope.slots, envelope.context)
     assert size(found, "KV pools") == pool
-    shape = PassShape(envelope.rows, 3, envelope.context, geometry.sliding_window, True)
+    shape = PassShape(envelope.rows, 3, envelope.context, geometry.sliding_window)
     arrays = allocate(shape, geometry)
     given = sum(array.nbytes for array in arrays.values())
     hidden = arrays["soft"].nbytes
     # But for a few numbers a row, which no table would show.
     assert size(found, "inputs and outputs") == pytest.approx(given + hidden, rel=0.02)
-    heads = [(layer.num_key_value_heads, layer.head_dim) for layer in geometry.layers]
-    fresh = sum(2 * 4 * envelope.rows * g * geometry.canvas_length * d for g, d in heads)
-    assert size(found, "fresh") == fresh
+    capacity = Capacity(envelope.slots, envelope.context, envelope.rows)
+    assert size(found, "attend to") == Contexts.bytes_for(geometry, capacity)
 
 
 def test_only_a_gpu_has_a_context_of_cuda() -> None:
