@@ -143,7 +143,7 @@ def open_engine(
                 f"K/V of {slots} slots × {context} tokens": KVPool.bytes_for(
                     geometry, slots, context
                 ),
-                f"of which a pass of {capacity.rows} rows reads": Contexts.bytes_for(
+                f"copies of them that {capacity.rows} rows attend to": Contexts.bytes_for(
                     geometry, capacity
                 ),
                 "prefix cache": prefix_cache_bytes,

@@ -73,15 +73,18 @@ class BoundPass:
             given: Arrays = dict(zip(written_names(geometry), lines, strict=True))
             given |= {arrival_name(layer): n[at, ...] for layer, n in enumerate(arrived)}
             self._shares.append(_Share(core, taken, given, self.hidden))
-
         self._where: Where = []
 
     def run(self, rows: Sequence[Row], where: Where, room: int) -> int:
-        """Compute `hidden` and the rows' K/V; the largest expert load."""
+        """Compute `hidden` and the rows' K/V; the largest expert load of a share, in tokens.
+
+        Raises what a share raises; the pass is void then, and the next may be any.
+        """
         fill_contents(self._arrays, rows)
-        moved, self._where = where != self._where, where
+        moved = where != self._where
         if moved:
             fill_index(self._arrays, rows)
+            self._where = where
         self._contexts.place(rows, self._attended)
         self._cores.meeting.begin()
         self._cores.crew.run([partial(self._compute, each, room, moved) for each in self._shares])
